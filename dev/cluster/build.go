@@ -1,0 +1,235 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// buildFlags are given to every `go build`. The tag keeps the programs out of
+// `go test ./...` and `go vet ./...`, which would compile Kubernetes once more;
+// the version is what `kubectl version` shows.
+func buildFlags() []string {
+	version := kubernetesVersion()
+	numbers := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	ldflags := "-s -w"
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		ldflags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s"+
+			" -X %[1]s.gitTreeState=clean", pkg, version, numbers[0], numbers[1])
+	}
+	return []string{"-mod=readonly", "-buildvcs=false", "-trimpath", "-tags=controlplane", "-ldflags=" + ldflags}
+}
+
+// kubernetesVersion reads the version from go.mod, the one place that names it.
+func kubernetesVersion() string {
+	mod, err := source.ReadFile("go.mod")
+	match := regexp.MustCompile(`k8s\.io/kubernetes (v\d+\.\d+\.\d+)`).FindSubmatch(mod)
+	if err != nil || match == nil {
+		panic("go.mod does not require k8s.io/kubernetes")
+	}
+	return string(match[1])
+}
+
+// buildLocked builds what built lacks of the names, while no other process
+// does. An interrupted build leaves nothing that looks finished.
+func buildLocked(ctx context.Context, cache, built string, names []string) error {
+	if err := os.MkdirAll(built, 0o755); err != nil {
+		return err
+	}
+	lock, err := lockFile(ctx, filepath.Join(cache, "lock"))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	names = lacking(built, names)
+	if len(names) == 0 {
+		return nil // built by another process while we waited
+	}
+	leftovers, _ := filepath.Glob(filepath.Join(cache, "build-*"))
+	for _, dir := range leftovers {
+		os.RemoveAll(dir)
+	}
+	temp, err := os.MkdirTemp(cache, "build-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.CopyFS(filepath.Join(temp, "src"), source); err != nil {
+		return err
+	}
+	if err := compile(ctx, filepath.Join(temp, "src"), filepath.Join(temp, "bin"), names); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(temp, "bin", name), filepath.Join(built, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compile builds the named programs in src and puts them into out.
+func compile(ctx context.Context, src, out string, names []string) error {
+	if _, err := exec.LookPath("go"); err != nil {
+		return fmt.Errorf("cannot build %s: there is no `go` in PATH.\n"+
+			"Install Go (the version is in dev/cluster/go.mod), or let KUBEBUILDER_ASSETS name a directory that holds them",
+			strings.Join(names, ", "))
+	}
+	say("building %s (Kubernetes %s) into %s", strings.Join(names, ", "), kubernetesVersion(), filepath.Dir(filepath.Dir(out)))
+	say("the first time this takes about 5 minutes on two cores, downloads 0.7 GB of Go modules and needs 4 GB of disk")
+	var packages []string
+	for _, name := range names {
+		packages = append(packages, "./cmd/"+name)
+	}
+	progress := newProgress()
+	defer progress.stop()
+
+	// Listing the packages downloads the modules and tells how many there are.
+	var list bytes.Buffer
+	if err := progress.run(ctx, src, &list, append([]string{"list", "-deps"}, append(buildFlags(), packages...)...)); err != nil {
+		return err
+	}
+	progress.compiling(strings.Count(list.String(), "\n"))
+	args := append([]string{"build", "-v", "-o", out + "/"}, append(buildFlags(), packages...)...)
+	if err := progress.run(ctx, src, nil, args); err != nil {
+		return err
+	}
+	if gone := lacking(out, names); len(gone) > 0 {
+		return fmt.Errorf("`go build` succeeded without making %s", strings.Join(gone, ", "))
+	}
+	say("built in %s", progress.elapsed())
+	return nil
+}
+
+// progress tells every few seconds how far a build is.
+type progress struct {
+	start time.Time
+	done  chan struct{}
+
+	mu       sync.Mutex
+	modules  int      // downloaded so far
+	packages int      // compiled so far
+	total    int      // packages there are; 0 while modules are downloaded
+	rest     []string // what go said apart from progress: its errors
+}
+
+func newProgress() *progress {
+	p := &progress{start: time.Now(), done: make(chan struct{})}
+	go func() {
+		ticker := time.NewTicker(10 * time.Second)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-p.done:
+				return
+			case <-ticker.C:
+				say("%s: %s", p.elapsed(), p.state())
+			}
+		}
+	}()
+	return p
+}
+
+func (p *progress) stop()           { close(p.done) }
+func (p *progress) elapsed() string { return time.Since(p.start).Round(time.Second).String() }
+
+func (p *progress) state() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.total == 0 {
+		return fmt.Sprintf("downloading modules, %d so far", p.modules)
+	}
+	return fmt.Sprintf("compiling and linking, %d packages of at most %d compiled", p.packages, p.total)
+}
+
+// compiling says that the modules are there.
+func (p *progress) compiling(total int) {
+	p.mu.Lock()
+	p.total = total
+	p.mu.Unlock()
+}
+
+// run calls go and reads its progress.
+func (p *progress) run(ctx context.Context, dir string, stdout io.Writer, args []string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GO111MODULE=on",
+		"GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH)
+	cmd.Stdout = stdout
+	cmd.SysProcAttr = childAttributes()
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // its compilers, too
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	scanner := bufio.NewScanner(stderr)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		p.read(scanner.Text())
+	}
+	_, _ = io.Copy(io.Discard, stderr)
+	err = cmd.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return explain(err, strings.Join(p.rest, "\n"))
+	}
+	return nil
+}
+
+var packagePath = regexp.MustCompile(`^[\w.~-]+(/[\w.~-]+)*$`)
+
+func (p *progress) read(line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case strings.HasPrefix(line, "go: downloading "):
+		p.modules++
+	case packagePath.MatchString(line):
+		p.packages++
+	default:
+		p.rest = append(p.rest, line)
+		p.rest = p.rest[max(0, len(p.rest)-30):]
+	}
+}
+
+// explain adds to the error of go what a person can do about it.
+func explain(err error, output string) error {
+	hint := ""
+	switch has := func(words ...string) bool {
+		for _, word := range words {
+			if strings.Contains(output, word) {
+				return true
+			}
+		}
+		return false
+	}; {
+	case has("requires go >=", "invalid go version", "unknown directive"):
+		hint = "Go is too old: install the version that dev/cluster/go.mod asks for"
+	case has("dial tcp", "no such host", "i/o timeout", "TLS handshake", "connection refused", "module lookup disabled"):
+		hint = "Go modules cannot be downloaded: check the network and `go env GOPROXY`, then call this again (what has been downloaded is kept)"
+	case has("no space left on device"):
+		hint = "the disk is full: free 4 GB, or move GOMODCACHE, GOCACHE and OPENTUNNEL_CACHE elsewhere"
+	case has("signal: killed", "cannot allocate memory"):
+		hint = "out of memory: free 3 GB, or set GOFLAGS=-p=1"
+	}
+	if hint != "" {
+		hint = "\n" + hint
+	}
+	return fmt.Errorf("go: %w\n%s%s", err, strings.TrimSpace(output), hint)
+}

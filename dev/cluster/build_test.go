@@ -1,0 +1,133 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// fakeGo stands in for go: it notes that it was called and makes programs that
+// do nothing.
+const fakeGo = `
+echo "$1" >> "$CALLS"
+test "$1" = build || exit 0
+while test "$1" != -o; do shift; done
+mkdir -p "$2"
+for name in etcd kube-apiserver kube-controller-manager kubectl; do
+  printf '#!/bin/sh\n' > "$2/$name" && chmod +x "$2/$name"
+done
+`
+
+// fakeEnv is an environment with a `go` of our own and an empty cache.
+func fakeEnv(t *testing.T, text string) (env []string, cache, calls string) {
+	t.Helper()
+	bin := t.TempDir()
+	script(t, filepath.Join(bin, "go"), text)
+	cache, calls = t.TempDir(), filepath.Join(bin, "calls")
+	return []string{
+		"PATH=" + bin + ":" + os.Getenv("PATH"), "CALLS=" + calls,
+		"OPENTUNNEL_CACHE=" + cache, "KUBEBUILDER_ASSETS=",
+	}, cache, calls
+}
+
+// Two builds at the same time are one build; both print the directory.
+func TestConcurrentBuilds(t *testing.T) {
+	env, _, calls := fakeEnv(t, fakeGo)
+	one, two := start(t, env, "build"), start(t, env, "build")
+	dir, code := one.exit()
+	other, otherCode := two.exit()
+	if code != 0 || otherCode != 0 || dir != other {
+		t.Fatalf("%d %q, %d %q", code, dir, otherCode, other)
+	}
+	if gone := lacking(strings.TrimSuffix(dir, "\n"), programs); len(gone) > 0 {
+		t.Errorf("%s lacks %v", dir, gone)
+	}
+	if data, _ := os.ReadFile(calls); string(data) != "list\nbuild\n" {
+		t.Errorf("calls of go: %q", data)
+	}
+}
+
+// An interrupted build ends its compilers and leaves nothing half made.
+func TestInterruptedBuild(t *testing.T) {
+	env, cache, calls := fakeEnv(t, "echo $$ > $CALLS.tmp; mv $CALLS.tmp $CALLS; sleep 1000\n")
+	p := start(t, env, "build")
+	eventually(t, "go was called", func() bool { _, err := os.Stat(calls); return err == nil })
+	_ = p.Process.Signal(syscall.SIGINT)
+	if out, code := p.exit(); code != 1 || out != "" {
+		t.Errorf("exit code %d, stdout %q", code, out)
+	}
+	for _, pattern := range []string{"build-*", "bin/*"} {
+		if left, _ := filepath.Glob(filepath.Join(cache, "cluster", "*", pattern)); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
+
+// What KUBEBUILDER_ASSETS holds is used, what it lacks is built.
+func TestAssets(t *testing.T) {
+	env, _, calls := fakeEnv(t, fakeGo)
+	assets := t.TempDir()
+	env = append(env, "KUBEBUILDER_ASSETS="+assets)
+	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
+		script(t, filepath.Join(assets, name), "")
+	}
+	out, code := start(t, env, "build").exit()
+	if code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	for _, name := range programs {
+		target, err := filepath.EvalSymlinks(filepath.Join(strings.TrimSuffix(out, "\n"), name))
+		if err != nil {
+			t.Error(err)
+		}
+		if own := filepath.Dir(target) == assets; own != (name != "kube-controller-manager") {
+			t.Errorf("%s is %s", name, target)
+		}
+	}
+	script(t, filepath.Join(assets, "kube-controller-manager"), "")
+	if err := os.Remove(calls); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := start(t, env, "build").exit(); code != 0 || out != assets+"\n" {
+		t.Errorf("exit code %d, %q, want %s", code, out, assets)
+	}
+	if _, err := os.Stat(calls); err == nil {
+		t.Error("go was called though nothing is missing")
+	}
+}
+
+// Errors say what to do.
+func TestBuildErrors(t *testing.T) {
+	for goSays, want := range map[string]string{
+		"go: go.mod requires go >= 1.26.0 (running go 1.20.1; GOTOOLCHAIN=local)": "Go is too old",
+		"go: k8s.io/api@v0.36.3: dial tcp: lookup proxy.golang.org: no such host": "check the network",
+		"mkdir /tmp/go-build1: no space left on device":                           "the disk is full",
+		"k8s.io/kubernetes/x: compile: signal: killed":                            "out of memory",
+		"k8s.io/kubernetes/x: something that nobody has thought of":               "nobody has thought of",
+	} {
+		env, _, _ := fakeEnv(t, "echo '"+goSays+"' >&2; exit 1\n")
+		p := start(t, env, "build")
+		out, code := p.exit()
+		if text := p.stderr.String(); code != 1 || out != "" || !strings.Contains(text, want) || !strings.Contains(text, goSays) {
+			t.Errorf("exit code %d, stdout %q, stderr %q, want %q", code, out, text, want)
+		}
+	}
+	env, _, _ := fakeEnv(t, "")
+	p := start(t, append(env, "PATH=/nonexistent"), "build")
+	if _, code := p.exit(); code != 1 || !strings.Contains(p.stderr.String(), "Install Go") {
+		t.Errorf("exit code %d, stderr %s", code, p.stderr)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for args, want := range map[string]int{"": 2, "help": 0, "--help": 0, "up --help": 0, "build -h": 0,
+		"up --nonsense": 2, "up more": 2, "down": 2} {
+		p := start(t, nil, strings.Fields(args)...)
+		out, code := p.exit()
+		if code != want || strings.Contains(out, "Usage:") != (want == 0) || strings.Contains(p.stderr.String(), "Usage:") != (want == 2) {
+			t.Errorf("cluster %s: exit code %d, stdout %q, stderr %q", args, code, out, p.stderr)
+		}
+	}
+}

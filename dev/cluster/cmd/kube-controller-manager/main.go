@@ -1,0 +1,15 @@
+//go:build controlplane
+
+// Command kube-controller-manager is Kubernetes' own main, built from its Go
+// module.
+package main
+
+import (
+	"os"
+	_ "time/tzdata"
+
+	"k8s.io/component-base/cli"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+)
+
+func main() { os.Exit(cli.Run(app.NewControllerManagerCommand())) }

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// readyTimeout is many times what a start takes on a loaded machine.
+const readyTimeout = 2 * time.Minute
+
+// options are the flags of `up`.
+type options struct {
+	crds, dir string
+	keep      bool
+}
+
+// controlPlane is a running control plane and what must be removed with it.
+type controlPlane struct {
+	bin, dir string
+	creds    *credentials
+	children []*child // in the order of their start
+	died     chan *child
+}
+
+// up runs a control plane until the end. A clean end is no error.
+func up(ctx context.Context, opts options) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	others := &adopted{}
+	defer others.kill()
+	if !opts.keep {
+		go func() {
+			others.listen(os.Stdin)
+			end(errStdinClosed)
+		}()
+	}
+	err := serve(ctx, opts, others)
+	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		say("the end: %v", err)
+		return nil
+	}
+	return err
+}
+
+// serve starts a control plane, says where it is and waits. It returns only
+// after all of it has been removed.
+func serve(ctx context.Context, opts options, others *adopted) error {
+	if opts.crds != "" {
+		if _, err := os.Stat(opts.crds); err != nil {
+			return fmt.Errorf("--crds: %w", err)
+		}
+	}
+	bin, err := ensurePrograms(ctx)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	syscall.Umask(0o077)
+	dir, err := makeDir(opts.dir)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	lock, err := holdDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+
+	plane := &controlPlane{bin: bin, dir: dir, died: make(chan *child, 32)}
+	defer plane.stop()
+	defer others.kill() // first: they need not see their API server go
+	server, err := plane.start(ctx, opts.crds)
+	if err != nil {
+		return err
+	}
+	say("ready in %.1f s", time.Since(start).Seconds())
+	if err := json.NewEncoder(os.Stdout).Encode(map[string]string{
+		"kubeconfig": filepath.Join(dir, fileKubeconfig),
+		"auditLog":   filepath.Join(dir, fileAuditLog),
+		"server":     server,
+		"bin":        bin,
+		"dir":        dir,
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case dead := <-plane.died:
+		return dead.withLog(fmt.Sprintf("%s ended: %v", dead.name, dead.cmd.ProcessState))
+	}
+}
+
+// start starts all processes and waits until they serve.
+func (p *controlPlane) start(ctx context.Context, crds string) (server string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	if p.creds, err = newCredentials(); err != nil {
+		return "", err
+	}
+	if err := writeConfig(p.dir, p.creds); err != nil {
+		return "", err
+	}
+	etcd, err := p.spawn("etcd", etcdArgs())
+	if err != nil {
+		return "", err
+	}
+	if err := p.await(ctx, etcd, func() error {
+		_, err := os.Stat(filepath.Join(p.dir, etcdSocket))
+		return err
+	}); err != nil {
+		return "", err
+	}
+	server, err = p.startAPIServer(ctx)
+	if err != nil {
+		return "", err
+	}
+	if crds != "" {
+		if err := p.installCRDs(ctx, crds); err != nil {
+			return "", err
+		}
+	}
+	controllers, err := p.spawn("kube-controller-manager", controllerManagerArgs())
+	if err != nil {
+		return "", err
+	}
+	return server, p.await(ctx, controllers, p.get(server, "/api/v1/namespaces/default/serviceaccounts/default"))
+}
+
+// startAPIServer tries again when its port is taken between being found free
+// and being used.
+func (p *controlPlane) startAPIServer(ctx context.Context) (string, error) {
+	for try := 1; ; try++ {
+		port, err := freePort()
+		if err != nil {
+			return "", err
+		}
+		server := fmt.Sprintf("https://127.0.0.1:%d", port)
+		if err := writeKubeconfigs(p.dir, server, p.creds); err != nil {
+			return "", err
+		}
+		apiserver, err := p.spawn("kube-apiserver", apiserverArgs(port))
+		if err != nil {
+			return "", err
+		}
+		for _, path := range []string{"/readyz", "/api/v1/namespaces/default"} {
+			if err = p.await(ctx, apiserver, p.get(server, path)); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return server, nil
+		}
+		log, _ := os.ReadFile(apiserver.log)
+		if try == 5 || !apiserver.ended() || !bytes.Contains(log, []byte("address already in use")) {
+			return "", err
+		}
+		p.children = p.children[:len(p.children)-1]
+	}
+}
+
+// installCRDs installs CRDs and waits until the API server serves them.
+func (p *controlPlane) installCRDs(ctx context.Context, path string) error {
+	cache := filepath.Join(p.dir, "kubectl-cache")
+	defer os.RemoveAll(cache)
+	for _, args := range [][]string{
+		{"create", "-f", path},
+		{"wait", "--for=condition=Established", "-f", path},
+	} {
+		kubectl := exec.CommandContext(ctx, filepath.Join(p.bin, "kubectl"), append([]string{
+			"--kubeconfig=" + filepath.Join(p.dir, fileKubeconfig),
+			"--cache-dir=" + cache,
+		}, args...)...)
+		kubectl.Env = append(os.Environ(), "KUBERC=off") // no preferences of the user's
+		kubectl.SysProcAttr = childAttributes()
+		if out, err := kubectl.CombinedOutput(); ctx.Err() != nil {
+			return context.Cause(ctx)
+		} else if err != nil {
+			return fmt.Errorf("--crds %s: kubectl %s: %w\n%s", path, args[0], err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
+}
+
+func freePort() (int, error) {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port, nil
+}
+
+func (p *controlPlane) spawn(name string, args []string) (*child, error) {
+	c, err := startChild(filepath.Join(p.bin, name), p.dir, args)
+	if err != nil {
+		return nil, err
+	}
+	p.children = append(p.children, c)
+	go func() {
+		<-c.done
+		p.died <- c
+	}()
+	return c, nil
+}
+
+// await asks until the answer is no error. It gives up when a process dies.
+func (p *controlPlane) await(ctx context.Context, c *child, ask func() error) error {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := ask()
+		if err == nil {
+			return nil
+		}
+		select {
+		case dead := <-p.died:
+			return dead.withLog(fmt.Sprintf("%s ended: %v", dead.name, dead.cmd.ProcessState))
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return c.withLog(fmt.Sprintf("%s is not ready after %v: %v", c.name, readyTimeout, err))
+			}
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+	}
+}
+
+// get returns a function that asks the API server for a path, as admin.
+func (p *controlPlane) get(server, path string) func() error {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(p.creds.ca)
+	client := &http.Client{
+		Timeout: 5 * time.Second,
+		// No Proxy: the server is on this machine, whatever the environment says.
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true},
+	}
+	return func() error {
+		request, err := http.NewRequest(http.MethodGet, server+path, nil)
+		if err != nil {
+			return err
+		}
+		request.Header.Set("Authorization", "Bearer "+p.creds.adminToken)
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("GET %s: %s", path, response.Status)
+		}
+		return nil
+	}
+}
+
+// stop kills all processes, the last started first: an API server that has lost
+// its etcd would linger. Nothing in them is worth a polite end.
+func (p *controlPlane) stop() {
+	for i := len(p.children) - 1; i >= 0; i-- {
+		p.children[i].kill()
+	}
+}

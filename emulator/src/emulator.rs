@@ -1,0 +1,161 @@
+//! The emulator as a Rust value: the control API without HTTP.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+
+use crate::calls::Call;
+use crate::control::{self, Connections, ControlError};
+use crate::faults::Fault;
+use crate::quotas::Quotas;
+use crate::server;
+use crate::shared::{Config, Shared};
+use crate::tunnel::{LiveTokens, TunnelInfo};
+
+/// A running emulator. Its tunnels live in memory and end with it.
+///
+/// Runs on the tokio runtime that it was started on. Dropping it stops it: connections,
+/// hung calls included, are closed. [`Emulator::stop`] also waits until that is done.
+pub struct Emulator {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+}
+
+impl Emulator {
+    /// Starts an emulator that answers as soon as this returns.
+    ///
+    /// # Errors
+    /// When `config.listen` cannot be listened on, most often because it is in use.
+    pub async fn start(config: Config) -> io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared::new(config));
+        let serving = server::serve(listener, Arc::clone(&shared));
+        shared.tasks.spawn(async move { match serving.await {} });
+        Ok(Self { shared, addr })
+    }
+
+    /// Stops it and returns when its port is free again, for another emulator to be
+    /// started there.
+    pub async fn stop(self) {
+        if let Some(mut tasks) = self.shared.tasks.abort() {
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The URL to give to an SDK (`endpoint_url`, `AWS_ENDPOINT_URL_IOTSECURETUNNELING`),
+    /// as `http://127.0.0.1:4570`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// The service's clock.
+    pub fn now(&self) -> Timestamp {
+        self.shared.look(|state| state.service.clock.now().timestamp())
+    }
+
+    /// Every call since the last reset, in the order of arrival.
+    pub fn calls(&self) -> Vec<Call> {
+        self.shared.look(|state| state.calls.all().to_vec())
+    }
+
+    /// All visible tunnels, newest first.
+    pub fn tunnels(&self) -> Vec<TunnelInfo> {
+        self.shared.look(control::tunnels)
+    }
+
+    /// The tokens that the tunnel accepts now. `None`: it accepts none, being closed,
+    /// expired or unknown.
+    pub fn live_tokens(&self, tunnel_id: &str) -> Option<LiveTokens> {
+        self.shared.look(|state| {
+            let now = state.service.clock.now();
+            let tunnel = state.service.store.get_mut(tunnel_id, now)?;
+            tunnel.is_open(now).then(|| tunnel.tokens().clone())
+        })
+    }
+
+    /// Replaces all quotas; every bucket is full then.
+    pub fn set_quotas(&self, quotas: &Quotas) {
+        control::set_quotas(&self.shared, quotas);
+    }
+
+    /// Replaces all faults. Calls that hang or are delayed already are not released.
+    pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        control::set_faults(&self.shared, faults.into_iter().collect());
+    }
+
+    /// Advances the service's clock, at most to the end of the year 9999.
+    pub fn advance_clock(&self, by: Duration) {
+        control::advance_clock(&self.shared, by);
+    }
+
+    /// Sets what DescribeTunnel tells about an open tunnel's connections.
+    ///
+    /// # Errors
+    /// When no such tunnel is visible, or it is closed.
+    pub fn set_connections(&self, tunnel_id: &str, connections: Connections) -> Result<(), ControlError> {
+        control::set_connections(&self.shared, tunnel_id, connections)
+    }
+
+    /// Closes a tunnel as a third party would; the log of calls does not show it. A
+    /// closed one stays as it is.
+    ///
+    /// # Errors
+    /// When no such tunnel is visible.
+    pub fn close(&self, tunnel_id: &str) -> Result<(), ControlError> {
+        control::with_tunnel(&self.shared, tunnel_id, |tunnel, now| tunnel.close(now))
+    }
+
+    /// Deletes a tunnel as a third party would (CloseTunnel with `delete`); the log of
+    /// calls does not show it.
+    ///
+    /// # Errors
+    /// When no such tunnel is visible.
+    pub fn delete(&self, tunnel_id: &str) -> Result<(), ControlError> {
+        self.close(tunnel_id)?;
+        self.shared.change(|state| state.service.store.remove(tunnel_id));
+        Ok(())
+    }
+
+    /// Empties everything; clock, quotas and faults are as at start. A delayed call that
+    /// is still under way does nothing and gets no answer.
+    pub fn reset(&self) {
+        self.shared.reset();
+    }
+
+    /// Returns once `condition` holds of the log of calls. It is evaluated now and after
+    /// every call, and must not call the emulator.
+    pub async fn wait_calls(&self, mut condition: impl FnMut(&[Call]) -> bool) {
+        self.shared.wait(|state| condition(state.calls.all())).await;
+    }
+
+    /// Returns once `condition` holds of the visible tunnels, newest first. It is
+    /// evaluated now and after every call and every change by this API or over HTTP (not
+    /// when a tunnel expires by the mere passing of time), and must not call the
+    /// emulator.
+    pub async fn wait_tunnels(&self, mut condition: impl FnMut(&[TunnelInfo]) -> bool) {
+        self.shared.wait(|state| condition(&control::tunnels(state))).await;
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.shared.tasks.abort();
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulator").field("endpoint", &self.endpoint()).finish()
+    }
+}

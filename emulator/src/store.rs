@@ -1,0 +1,60 @@
+//! All tunnels of the account, in the order of their opening.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::clock::Millis;
+use crate::tunnel::Tunnel;
+
+/// Tunnels by the number of their opening, which is also the position that a page of
+/// ListTunnels ends at: what is opened later never shifts a page.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    tunnels: BTreeMap<u64, Tunnel>,
+    numbers: HashMap<String, u64>,
+    opened: u64,
+}
+
+impl Store {
+    pub(crate) fn insert(&mut self, tunnel: Tunnel) {
+        self.opened += 1;
+        self.numbers.insert(tunnel.id.clone(), self.opened);
+        self.tunnels.insert(self.opened, tunnel);
+    }
+
+    pub(crate) fn remove(&mut self, id: &str) {
+        if let Some(number) = self.numbers.remove(id) {
+            self.tunnels.remove(&number);
+        }
+    }
+
+    /// A visible tunnel.
+    pub(crate) fn get_mut(&mut self, id: &str, now: Millis) -> Option<&mut Tunnel> {
+        let number = self.numbers.get(id)?;
+        self.tunnels.get_mut(number).filter(|tunnel| tunnel.is_visible(now))
+    }
+
+    /// Forgets the tunnels whose retention is over.
+    pub(crate) fn forget_invisible(&mut self, now: Millis) {
+        self.tunnels.retain(|_, tunnel| {
+            let visible = tunnel.is_visible(now);
+            if !visible {
+                self.numbers.remove(&tunnel.id);
+            }
+            visible
+        });
+    }
+
+    /// The visible tunnels opened before number `before`, newest first.
+    pub(crate) fn newest_first(&self, before: u64, now: Millis) -> impl Iterator<Item = (u64, &Tunnel)> {
+        let older = self
+            .tunnels
+            .range(..before)
+            .rev()
+            .map(|(number, tunnel)| (*number, tunnel));
+        older.filter(move |(_, tunnel)| tunnel.is_visible(now))
+    }
+
+    pub(crate) fn open_tunnels(&self, now: Millis) -> u64 {
+        self.tunnels.values().map(|tunnel| u64::from(tunnel.is_open(now))).sum()
+    }
+}

@@ -1,0 +1,395 @@
+//! The AWS gateway: the only file that names the AWS SDK. Its types and errors end here.
+//!
+//! The SDK's retries are off: it takes LimitExceededException for throttling and would send
+//! OpenTunnel, which has no idempotency token, up to three times. Every call has a time limit.
+
+use crate::crd::{ClientMode, OWNER_TAG, State};
+use crate::tunnels::{
+    CallError, CallErrorKind, Description, DestinationConfig, OpenRequest, Owner, Page, Summary, Tokens, TunnelId,
+    TunnelRef, Word, owner_of, sides,
+};
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_iotsecuretunneling as sdk;
+use aws_sdk_iotsecuretunneling::config::http::HttpResponse;
+use aws_sdk_iotsecuretunneling::config::retry::RetryConfig;
+use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
+use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
+use jiff::Timestamp;
+use std::error::Error;
+use std::time::Duration;
+
+/// Bytes of AWS's words that are kept: they go into conditions and events, whose notes hold 1 KiB.
+const MESSAGE_LIMIT: usize = 1024;
+
+/// A client of one account and region.
+#[derive(Clone)]
+pub struct Aws {
+    client: sdk::Client,
+    region: String,
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No region in the environment or profile.
+    #[error("no AWS region is configured: set AWS_REGION (for example AWS_REGION=eu-west-1)")]
+    NoRegion,
+    /// The credentials chain found nothing, or failed.
+    #[error(
+        "no AWS credentials could be loaded ({0}): give the ServiceAccount an IAM role (IRSA or EKS Pod Identity), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    )]
+    NoCredentials(String),
+}
+
+impl Aws {
+    /// Configures the client as every AWS program is configured: environment, profile, IRSA, Pod
+    /// Identity, instance metadata. `timeout` limits each call. The credentials are loaded once, so
+    /// that a wrong set-up is told at start.
+    pub async fn from_env(timeout: Duration) -> Result<Self, ConfigError> {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(timeout.min(Duration::from_secs(5)))
+            .operation_timeout(timeout)
+            .build();
+        let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts)
+            .load()
+            .await;
+        let region = config.region().ok_or(ConfigError::NoRegion)?.to_string();
+        let credentials = config
+            .credentials_provider()
+            .ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
+        credentials
+            .provide_credentials()
+            .await
+            .map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
+        Ok(Self {
+            client: sdk::Client::new(&config),
+            region,
+        })
+    }
+
+    /// The region that is served.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// OpenTunnel. Costs money, and cannot be repeated safely.
+    pub async fn open(&self, request: &OpenRequest, owner: &Owner) -> Result<(TunnelRef, Tokens), CallError> {
+        let tags = request
+            .tags
+            .iter()
+            .map(|(key, value)| tag(key, value))
+            .chain([tag(OWNER_TAG, &owner.to_string())])
+            .collect::<Result<_, _>>()?;
+        let timeout = request.lifetime_minutes.map(|minutes| {
+            sdk::types::TimeoutConfig::builder()
+                .max_lifetime_timeout_minutes(minutes)
+                .build()
+        });
+        let out = self
+            .client
+            .open_tunnel()
+            .set_description(request.description.clone())
+            .set_destination_config(request.destination.as_ref().map(destination).transpose()?)
+            .set_tags(Some(tags))
+            .set_timeout_config(timeout)
+            .send()
+            .await
+            .map_err(classify)?;
+        let tokens = sides(ClientMode::All, out.source_access_token, out.destination_access_token);
+        match (out.tunnel_id, out.tunnel_arn, tokens) {
+            (Some(id), Some(arn), Some(tokens)) => Ok((TunnelRef { id: TunnelId(id), arn }, tokens)),
+            _ => Err(unreadable("OpenTunnel")),
+        }
+    }
+
+    /// RotateTunnelAccessToken: new tokens for the sides of `mode`; the old ones are dead. The
+    /// destination may not be given when the source is rotated.
+    pub async fn rotate(
+        &self,
+        id: &TunnelId,
+        mode: ClientMode,
+        to: Option<&DestinationConfig>,
+    ) -> Result<Tokens, CallError> {
+        let (sdk_mode, to) = match mode {
+            ClientMode::Source => (sdk::types::ClientMode::Source, None),
+            ClientMode::Destination => (sdk::types::ClientMode::Destination, to),
+            ClientMode::All => (sdk::types::ClientMode::All, to),
+        };
+        let out = self
+            .client
+            .rotate_tunnel_access_token()
+            .tunnel_id(&id.0)
+            .client_mode(sdk_mode)
+            .set_destination_config(to.map(destination).transpose()?)
+            .send()
+            .await
+            .map_err(classify)?;
+        sides(mode, out.source_access_token, out.destination_access_token)
+            .ok_or_else(|| unreadable("RotateTunnelAccessToken"))
+    }
+
+    /// CloseTunnel.
+    pub async fn close(&self, id: &TunnelId) -> Result<(), CallError> {
+        self.client
+            .close_tunnel()
+            .tunnel_id(&id.0)
+            .send()
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    /// DescribeTunnel. A tunnel that AWS does not know is an answer, not an error.
+    pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
+        let out = match self
+            .client
+            .describe_tunnel()
+            .tunnel_id(&id.0)
+            .send()
+            .await
+            .map_err(classify)
+        {
+            Err(e) if e.kind == CallErrorKind::NotFound => {
+                return Ok(Description {
+                    word: Word::NotFound,
+                    owner: None,
+                });
+            }
+            out => out?,
+        };
+        let tunnel = out.tunnel.ok_or_else(|| unreadable("DescribeTunnel"))?;
+        let created_at = time(tunnel.created_at).ok_or_else(|| unreadable("DescribeTunnel"))?;
+        let word = match state(tunnel.status.as_ref()).ok_or_else(|| unreadable("DescribeTunnel"))? {
+            State::Open => Word::Open { created_at },
+            State::Closed => Word::Closed {
+                created_at,
+                closed_at: time(tunnel.last_updated_at).unwrap_or(created_at),
+            },
+        };
+        let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
+        Ok(Description { word, owner })
+    }
+
+    /// ListTunnels: the next page of up to 100, newest first. Entries that lack a field are left out.
+    pub async fn list(&self, next_token: Option<String>) -> Result<Page, CallError> {
+        let out = self
+            .client
+            .list_tunnels()
+            .max_results(100)
+            .set_next_token(next_token)
+            .send()
+            .await
+            .map_err(classify)?;
+        let summaries = out
+            .tunnel_summaries
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|s| {
+                let created_at = time(s.created_at)?;
+                Some(Summary {
+                    tunnel: TunnelRef {
+                        id: TunnelId(s.tunnel_id?),
+                        arn: s.tunnel_arn?,
+                    },
+                    state: state(s.status.as_ref())?,
+                    created_at,
+                    last_updated_at: time(s.last_updated_at).unwrap_or(created_at),
+                })
+            })
+            .collect();
+        Ok(Page {
+            summaries,
+            next_token: out.next_token.filter(|t| !t.is_empty()),
+        })
+    }
+
+    /// UntagResource: takes the owner tag off, so that the tunnel is nobody's here any more.
+    pub async fn disown(&self, arn: &str) -> Result<(), CallError> {
+        self.client
+            .untag_resource()
+            .resource_arn(arn)
+            .tag_keys(OWNER_TAG)
+            .send()
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+}
+
+fn tag(key: &str, value: &str) -> Result<sdk::types::Tag, CallError> {
+    sdk::types::Tag::builder()
+        .key(key)
+        .value(value)
+        .build()
+        .map_err(unbuildable)
+}
+
+fn destination(to: &DestinationConfig) -> Result<sdk::types::DestinationConfig, CallError> {
+    sdk::types::DestinationConfig::builder()
+        .set_thing_name(to.thing_name.clone())
+        .set_services(Some(to.services.clone()))
+        .build()
+        .map_err(unbuildable)
+}
+
+fn unbuildable(error: impl Error + 'static) -> CallError {
+    CallError {
+        kind: CallErrorKind::InvalidRequest,
+        message: clean(&chain(&error)),
+    }
+}
+
+fn unreadable(operation: &str) -> CallError {
+    CallError {
+        kind: CallErrorKind::Doubt,
+        message: format!("AWS's answer to {operation} lacks what it must have"),
+    }
+}
+
+fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<State> {
+    match status? {
+        sdk::types::TunnelStatus::Open => Some(State::Open),
+        sdk::types::TunnelStatus::Closed => Some(State::Closed),
+        _ => None,
+    }
+}
+
+fn time(time: Option<sdk::primitives::DateTime>) -> Option<Timestamp> {
+    Timestamp::from_millisecond(time?.to_millis().ok()?).ok()
+}
+
+/// What a failure of the SDK means. Definite is only what is known to have had no effect: no
+/// credentials, connection refused, or a well-formed 4xx. Everything else is doubt.
+fn classify<E>(error: SdkError<E, HttpResponse>) -> CallError
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    if let SdkError::ServiceError(service) = &error {
+        let (meta, status) = (service.err().meta(), service.raw().status().as_u16());
+        let kind = kind_of(status, meta.code());
+        let words = match (meta.code(), meta.message()) {
+            (Some(code), Some(message)) => format!("{code}: {message}"),
+            (Some(code), None) => code.to_owned(),
+            (None, _) => format!("AWS answered HTTP status {status} without an error that can be read"),
+        };
+        return CallError {
+            kind,
+            message: clean(&words),
+        };
+    }
+    let kind = if find::<CredentialsError>(&error).is_some() {
+        CallErrorKind::AccessDenied
+    } else if find::<std::io::Error>(&error).is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+        CallErrorKind::Unreachable
+    } else {
+        CallErrorKind::Doubt
+    };
+    CallError {
+        kind,
+        message: clean(&chain(&error)),
+    }
+}
+
+/// Maps an HTTP status and AWS's error code (AWS "Common error types", and the service's model).
+fn kind_of(status: u16, code: Option<&str>) -> CallErrorKind {
+    use CallErrorKind::*;
+    let Some(code) = code.filter(|_| (400..500).contains(&status)) else {
+        return Doubt;
+    };
+    match code {
+        "LimitExceededException" => LimitExceeded,
+        "ResourceNotFoundException" => NotFound,
+        "RequestTimeout" | "RequestTimeoutException" => Doubt,
+        "ThrottlingException"
+        | "Throttling"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "TooManyRequestsException"
+        | "SlowDown" => Throttled,
+        "AccessDeniedException"
+        | "AccessDenied"
+        | "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "RequestExpired"
+        | "RequestTimeTooSkewed"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "UnauthorizedException" => AccessDenied,
+        _ if status == 408 => Doubt,
+        _ if status == 429 => Throttled,
+        _ if status == 401 || status == 403 => AccessDenied,
+        _ => InvalidRequest,
+    }
+}
+
+/// The error of type `T` among `error` and its causes.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    causes(error).find_map(|e| e.downcast_ref())
+}
+
+/// An error, its cause, the cause of that, and so on.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+/// An error and its causes on one line, each said once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for part in causes(error).map(ToString::to_string) {
+        if !words.iter().any(|w| w.contains(&part)) {
+            words.push(part);
+        }
+    }
+    words.join(": ")
+}
+
+/// Foreign words for people: control characters out, cut to [`MESSAGE_LIMIT`] bytes.
+fn clean(words: &str) -> String {
+    let mut clean: String = words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    clean.truncate(clean.floor_char_boundary(MESSAGE_LIMIT));
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_4xx_is_definite() {
+        use CallErrorKind::*;
+        for (status, code, kind) in [
+            (400, Some("LimitExceededException"), LimitExceeded),
+            (400, Some("ThrottlingException"), Throttled),
+            (429, Some("Whatever"), Throttled),
+            (400, Some("ResourceNotFoundException"), NotFound),
+            (400, Some("ValidationException"), InvalidRequest),
+            (403, Some("InvalidSignatureException"), AccessDenied),
+            (403, Some("SomethingNew"), AccessDenied),
+            (400, Some("ExpiredTokenException"), AccessDenied),
+            (400, None, Doubt),
+            (403, None, Doubt),
+            (408, Some("RequestTimeout"), Doubt),
+            (500, Some("InternalFailure"), Doubt),
+            (503, Some("ThrottlingException"), Doubt),
+            (200, None, Doubt),
+        ] {
+            assert_eq!(kind_of(status, code), kind, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn foreign_words_are_cut_and_have_no_control_characters() {
+        let words = clean(&format!("a\nb\u{1b}[31m{}", "ü".repeat(2000)));
+        assert!(words.starts_with("a b [31m") && words.len() <= 1024, "{}", words.len());
+    }
+}

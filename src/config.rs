@@ -1,0 +1,166 @@
+//! Flags and their twins in the environment.
+
+use clap::{Parser, ValueEnum};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A claim is acted on within 5 s; after that and the limit of one call, what was claimed has ended.
+const CLAIM_LIMIT: Duration = Duration::from_secs(5);
+
+/// The commands.
+#[derive(Parser, Debug)]
+#[command(name = "opentunnel-operator", version, about, max_term_width = 100)]
+pub enum Command {
+    /// Run the operator.
+    ///
+    /// AWS is configured as for every AWS program: AWS_REGION, the credentials chain (environment,
+    /// profile, IRSA, EKS Pod Identity), AWS_ENDPOINT_URL. Kubernetes: in-cluster, else KUBECONFIG.
+    Run(Box<Run>),
+    /// Print the CustomResourceDefinition as YAML.
+    Crd,
+}
+
+/// The flags of `run`.
+#[derive(Parser, Debug, Clone)]
+pub struct Run {
+    /// Namespace to watch; may be given more than once (in the environment: separated by commas)
+    /// [default: all namespaces]
+    #[arg(long, env = "OPENTUNNEL_WATCH_NAMESPACE", value_delimiter = ',', value_parser = namespace)]
+    pub watch_namespace: Vec<String>,
+    /// This cluster's ID in the tunnels' owner tag. A cluster cloned from a backup must set its own
+    /// [default: the UID of namespace kube-system]
+    #[arg(long, env = "OPENTUNNEL_CLUSTER_ID", value_parser = cluster_id)]
+    pub cluster_id: Option<String>,
+    /// OpenTunnel calls per second (AWS's default quota)
+    #[arg(long, env = "OPENTUNNEL_OPEN_RATE", default_value = "1", value_parser = rate)]
+    pub open_rate: f64,
+    /// CloseTunnel calls per second (AWS's default quota)
+    #[arg(long, env = "OPENTUNNEL_CLOSE_RATE", default_value = "1", value_parser = rate)]
+    pub close_rate: f64,
+    /// Time limit of one AWS call, e.g. 20s
+    #[arg(long, env = "OPENTUNNEL_AWS_TIMEOUT", default_value = "20s", value_parser = duration)]
+    pub aws_timeout: Duration,
+    /// Time after which a call that another process may have made has ended, e.g. 30s; longer than
+    /// 5 s + --aws-timeout
+    #[arg(long, env = "OPENTUNNEL_RECOVERY_GRACE", default_value = "30s", value_parser = duration)]
+    pub recovery_grace: Duration,
+    /// Time between two rounds of ListTunnels, e.g. 60s
+    #[arg(long, env = "OPENTUNNEL_POLL_INTERVAL", default_value = "60s", value_parser = duration)]
+    pub poll_interval: Duration,
+    /// Address of /healthz and /readyz
+    #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "0.0.0.0:8080")]
+    pub http_addr: SocketAddr,
+    /// Format of the log
+    #[arg(long, env = "OPENTUNNEL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, as in RUST_LOG, e.g. info or opentunnel_operator=debug
+    #[arg(long, env = "OPENTUNNEL_LOG_FILTER", default_value = "info")]
+    pub log_filter: String,
+}
+
+/// How the log is written.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl Run {
+    /// What no single flag can say.
+    ///
+    /// # Errors
+    /// A text for people.
+    pub fn check(&self) -> Result<(), String> {
+        if self.recovery_grace <= CLAIM_LIMIT + self.aws_timeout {
+            return Err(format!(
+                "--recovery-grace ({:?}) must be longer than 5s + --aws-timeout ({:?}): else a tunnel that another process is just opening could be opened twice",
+                self.recovery_grace, self.aws_timeout
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1000.0).contains(&rate) => Ok(rate),
+        _ => Err("calls per second, a number from 0.001 to 1000".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Option<Duration> = text
+        .parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|d| Duration::try_from(d).ok());
+    match parsed {
+        Some(duration) if (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&duration) => {
+            Ok(duration)
+        }
+        _ => Err("a time with a unit, such as 500ms, 20s or 1m, from 100ms to 24h".into()),
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let ok = !text.is_empty()
+        && text.len() <= 63
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if ok {
+        Ok(text.to_owned())
+    } else {
+        Err("the name of a namespace: a-z, 0-9 and -, at most 63 characters".into())
+    }
+}
+
+/// The owner tag is `<cluster id>/<namespace>/<uid>/<attempt>` within AWS's 256 characters.
+fn cluster_id(text: &str) -> Result<String, String> {
+    let ok =
+        !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    if ok {
+        Ok(text.to_owned())
+    } else {
+        Err("letters, digits and _ . -, at most 64 characters".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Run, String> {
+        let args = ["opentunnel-operator", "run"].iter().chain(args);
+        match Command::try_parse_from(args).map_err(|e| e.to_string())? {
+            Command::Run(run) => run.check().map(|()| *run),
+            Command::Crd => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn a_wrong_flag_is_told_in_words() {
+        for (args, words) in [
+            (vec!["--open-rate", "0"], "calls per second"),
+            (vec!["--aws-timeout", "20"], "a time with a unit"),
+            (vec!["--recovery-grace", "25s"], "must be longer than 5s"),
+            (vec!["--watch-namespace", "No"], "the name of a namespace"),
+            (vec!["--cluster-id", "a/b"], "letters, digits"),
+            (vec!["--http-addr", "8080"], "invalid socket address"),
+        ] {
+            let told = parse(&args).unwrap_err();
+            assert!(told.contains(words), "{args:?}: {told}");
+        }
+        let run = parse(&[
+            "--watch-namespace",
+            "a,b",
+            "--watch-namespace",
+            "c",
+            "--recovery-grace",
+            "26s",
+        ])
+        .unwrap();
+        assert_eq!(run.watch_namespace, ["a", "b", "c"]);
+    }
+}

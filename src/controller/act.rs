@@ -1,0 +1,549 @@
+//! Step 4: carries out one decision, with exactly one effect, and notes what came of it.
+
+use super::decide::{Change, Decision, Need, Wait, failure_reason};
+use super::observe::{
+    Answer, AnswerOf, Failure, Memory, Mono, Now, Rotation, RotationStage, SecretState, secret_state,
+};
+use super::status::{self, Note};
+use super::validate::Desired;
+use super::{Context, Error, View};
+use crate::crd::{self, ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Reason, Tunnel};
+use crate::pacer::{Key, Pacer};
+use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Side, Tokens, TunnelId, TunnelRef};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The first pause after a failed AWS call; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest pause where AWS does not answer.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(30);
+/// The longest pause where AWS refuses: a person has to do something, but then it shall go on.
+const REFUSED_RETRY: Duration = Duration::from_secs(300);
+
+/// What a step needs: the shared parts, and the Tunnel's own.
+pub struct Act<'a> {
+    /// Shared.
+    pub ctx: &'a Context,
+    /// What the object says.
+    pub desired: &'a Desired,
+    /// The object.
+    pub view: &'a mut View,
+    /// The wanted Secrets; `None`: they are to be read again.
+    pub secrets: &'a mut Option<Vec<Option<Secret>>>,
+    /// What is remembered.
+    pub memory: &'a mut Memory,
+    /// When it was decided.
+    pub now: Now,
+}
+
+impl Act<'_> {
+    /// Carries out `decision`. `Some`: the reconcile ends and waits.
+    pub async fn act(&mut self, decision: Decision) -> Result<Option<Wait>, Error> {
+        match decision {
+            Decision::Wait(wait) => return Ok(Some(self.wait(wait))),
+            Decision::Read => self.read().await?,
+            Decision::Queue(lane) => self.ctx.lane(lane).take(&self.desired.key, self.desired.created_at),
+            Decision::Claim(attempt) => self.claim(attempt).await?,
+            Decision::RestoreFinalizer => {
+                let finalizers = self.finalizers(true);
+                self.patch("restore its finalizer", json!({"finalizers": finalizers}), None)
+                    .await?;
+            }
+            Decision::Open => self.open().await,
+            Decision::Rotate {
+                tunnel,
+                mode,
+                generation,
+            } => self.rotate(&tunnel, mode, generation).await,
+            Decision::Close { tunnel, opened_at } => self.close(&tunnel, opened_at).await,
+            Decision::Disown(tunnel) => self.disown(&tunnel).await,
+            Decision::WriteSecret { index, generation } => self.write_secret(index, generation).await?,
+            Decision::DeleteSecret { index } => self.delete_secret(index).await?,
+            Decision::Record(change) => self.record(&change).await?,
+            Decision::Release => {
+                let finalizers = self.finalizers(false);
+                self.patch("take its finalizer off", json!({"finalizers": finalizers}), None)
+                    .await?;
+                self.memory.answer = None;
+            }
+            Decision::Forget => self.forget(),
+            Decision::Abandon(tunnel) => {
+                tracing::warn!(tunnel_id = %tunnel.id, "closing a tunnel that was opened in vain");
+                let _ = self.ctx.abandoned.send((self.desired.key.clone(), tunnel));
+                self.memory.answer = None;
+            }
+        }
+        Ok(None)
+    }
+
+    fn wait(&mut self, wait: Wait) -> Wait {
+        self.ctx.give_back(&self.desired.key, wait.lane);
+        let key = &self.desired.key;
+        match (wait.need, &self.desired.record.tunnel) {
+            (Some(Need::Search(since)), _) => self.ctx.poller.search(key, self.desired.created_at, since),
+            (Some(Need::Describe), Some(t)) => self.ctx.poller.describe(key, &t.tunnel.id),
+            _ => {}
+        }
+        wait
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let at = self.ctx.mono();
+        let read = self
+            .ctx
+            .api("read the Tunnel", self.tunnels().get_opt(&self.desired.key.name))
+            .await?;
+        match read {
+            Some(tunnel) if tunnel.uid().as_ref() == Some(&self.desired.key.uid) => self.see(tunnel, at),
+            _ => self.view.gone = true,
+        }
+        Ok(())
+    }
+
+    fn see(&mut self, tunnel: Tunnel, at: Mono) {
+        let tunnel = Arc::new(tunnel);
+        self.memory.written = Some(tunnel.clone());
+        *self.view = View {
+            tunnel,
+            read_at: Some(at),
+            gone: false,
+        };
+    }
+
+    async fn claim(&mut self, given: Option<Attempt>) -> Result<(), Error> {
+        let new = given.is_none();
+        let attempt = given.unwrap_or_else(Attempt::random);
+        // Noted before it is written: whoever reads it back after an unclear answer knows it for its own.
+        self.memory.attempt = Some(attempt.clone());
+        let intent = format!("{}/{attempt}", self.desired.key.uid);
+        let metadata = json!({"finalizers": self.finalizers(true), "annotations": {OPENING_ANNOTATION: intent}});
+        if self.patch("claim the opening", metadata, None).await? && new {
+            self.memory.open_doubt = None;
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self) {
+        let Some(attempt) = self.memory.attempt.clone() else {
+            return;
+        };
+        let key = &self.desired.key;
+        let owner = Owner {
+            cluster: self.ctx.cluster.clone(),
+            namespace: key.namespace.clone(),
+            uid: key.uid.clone(),
+            attempt: attempt.clone(),
+        };
+        self.memory.open_doubt = Some(self.ctx.mono());
+        self.ctx.open.begin(key);
+        let outcome = self.ctx.aws.open(&self.desired.request, &owner).await;
+        self.ctx.open.end(key, &outcome);
+        match outcome {
+            Ok((tunnel, tokens)) => {
+                tracing::info!(tunnel_id = %tunnel.id, "opened a tunnel");
+                self.answered(AnswerOf::Open(attempt), tunnel, tokens);
+            }
+            Err(error) => {
+                if error.kind != CallErrorKind::Doubt {
+                    self.memory.open_doubt = None;
+                }
+                self.failed("OpenTunnel", error);
+            }
+        }
+    }
+
+    async fn rotate(&mut self, tunnel: &TunnelId, mode: ClientMode, generation: i64) {
+        let called = self.ctx.mono();
+        self.memory.rotation = Some(Rotation {
+            generation,
+            stage: RotationStage::Doubt(called),
+        });
+        self.ctx.rotate.begin(&self.desired.key);
+        let outcome = self
+            .ctx
+            .aws
+            .rotate(tunnel, mode, self.desired.request.destination.as_ref())
+            .await;
+        self.ctx.rotate.end(&self.desired.key, &outcome);
+        if self.ctx.mono() > called + self.ctx.limits.aws_timeout {
+            self.memory.late_rotation = Some(generation);
+        }
+        match (outcome, &self.desired.record.tunnel) {
+            (Ok(tokens), Some(recorded)) => {
+                self.answered(AnswerOf::Rotate(generation), recorded.tunnel.clone(), tokens);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                if error.kind != CallErrorKind::Doubt {
+                    self.memory.rotation = Some(Rotation {
+                        generation,
+                        stage: RotationStage::Claimed,
+                    });
+                }
+                self.failed("RotateTunnelAccessToken", error);
+            }
+        }
+    }
+
+    fn answered(&mut self, of: AnswerOf, tunnel: TunnelRef, tokens: Tokens) {
+        self.memory.failure = None;
+        self.memory.answer = Some(Answer {
+            of,
+            tunnel,
+            tokens,
+            at: self.ctx.mono(),
+            wall: Timestamp::now(),
+        });
+    }
+
+    async fn close(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
+        self.ctx.close.begin(&self.desired.key);
+        let outcome = self.ctx.aws.close(&tunnel.id).await;
+        self.ctx.close.end(&self.desired.key, &outcome);
+        self.parted(tunnel, opened_at, outcome, "CloseTunnel", "Closed", "is closed")
+            .await;
+        self.ctx.open.probe_now();
+    }
+
+    async fn disown(&mut self, tunnel: &TunnelRef) {
+        let outcome = self.ctx.aws.disown(&tunnel.arn).await;
+        self.parted(
+            tunnel,
+            Timestamp::MIN,
+            outcome,
+            "UntagResource",
+            "Retained",
+            "stays open, without an owner",
+        )
+        .await;
+    }
+
+    /// The Tunnel has parted from a tunnel, or has not.
+    async fn parted(
+        &mut self,
+        tunnel: &TunnelRef,
+        opened_at: Timestamp,
+        outcome: Result<(), CallError>,
+        operation: &str,
+        reason: &str,
+        what: &str,
+    ) {
+        let grace = SignedDuration::try_from(self.ctx.limits.recovery_grace).unwrap_or(SignedDuration::MAX);
+        match outcome {
+            // Not-found may be told of a tunnel that was opened a moment ago.
+            Err(e) if e.kind == CallErrorKind::NotFound && Timestamp::now().duration_since(opened_at) > grace => {
+                self.memory.closed.push(tunnel.id.clone());
+            }
+            Err(e) if e.kind == CallErrorKind::NotFound => {
+                self.failed(
+                    operation,
+                    CallError {
+                        kind: CallErrorKind::Doubt,
+                        ..e
+                    },
+                );
+            }
+            Err(e) => self.failed(operation, e),
+            Ok(()) => {
+                tracing::info!(tunnel_id = %tunnel.id, "the tunnel {what}");
+                self.memory.failure = None;
+                self.memory.closed.push(tunnel.id.clone());
+                let note = Note {
+                    warning: false,
+                    reason: reason.into(),
+                    note: format!("tunnel {} {what}", tunnel.id),
+                };
+                self.ctx.event(&self.view.tunnel, note).await;
+            }
+        }
+    }
+
+    /// Notes a failed call. A limit is the pacer's business: the Tunnel keeps its place in the queue.
+    fn failed(&mut self, operation: &str, error: CallError) {
+        tracing::warn!(operation, error = %error, kind = ?error.kind, "a call to AWS failed");
+        if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && operation != "UntagResource"
+        {
+            return;
+        }
+        let times = self.memory.failure.as_ref().map_or(0, |f| f.times);
+        let reason = failure_reason(error.kind);
+        let (first, limit) = match reason {
+            Reason::AwsUnavailable => (FIRST_RETRY, UNAVAILABLE_RETRY),
+            _ => (FIRST_RETRY * 5, REFUSED_RETRY),
+        };
+        let pause = first
+            .saturating_mul(1 << times.min(16))
+            .min(limit)
+            .mul_f64(0.75 + 0.25 * fastrand::f64());
+        let at = self.ctx.mono();
+        let message = format!("{operation}: {error}");
+        self.memory.failure = Some(Failure {
+            reason,
+            message,
+            at,
+            retry_at: at + pause,
+            times: times + 1,
+        });
+    }
+
+    async fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Error> {
+        let Some(answer) = &self.memory.answer else {
+            return Ok(());
+        };
+        let wanted = &self.desired.secrets[index];
+        let data = secret_data(wanted.mode, &answer.tokens, &answer.tunnel.id, self.ctx.aws.region());
+        let present = self.secrets.as_ref().and_then(|s| s[index].clone());
+        let exists = present.is_some();
+        let mut secret = present.unwrap_or_default();
+        secret.metadata.name = Some(wanted.name.clone());
+        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
+        secret.metadata.managed_fields = None;
+        secret.metadata.owner_references = self.view.tunnel.controller_owner_ref(&()).map(|o| vec![o]);
+        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
+        secret.type_ = Some(crd::SECRET_TYPE.into());
+        secret.string_data = None;
+        secret.data = Some(data);
+        let digest = super::observe::data_digest(&secret);
+        for (name, value) in [
+            (crd::TUNNEL_ID_ANNOTATION, answer.tunnel.id.to_string()),
+            (crd::GENERATION_ANNOTATION, generation.to_string()),
+            (crd::DIGEST_ANNOTATION, digest),
+        ] {
+            secret.annotations_mut().insert(name.into(), value);
+        }
+        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
+        // An update is conditioned by the resourceVersion that was read, a create by the name being free.
+        let written = if exists {
+            self.ctx
+                .api("update the Secret", api.replace(&wanted.name, &params, &secret))
+                .await
+        } else {
+            self.ctx.api("create the Secret", api.create(&params, &secret)).await
+        };
+        match written {
+            Ok(written) => {
+                if let Some(secrets) = self.secrets {
+                    secrets[index] = Some(written);
+                }
+            }
+            Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn delete_secret(&mut self, index: usize) -> Result<(), Error> {
+        let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
+            return Ok(());
+        };
+        let preconditions = Preconditions {
+            uid: secret.uid(),
+            resource_version: secret.resource_version(),
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
+        let name = self.desired.secrets[index].name.clone();
+        match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
+            Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
+            _ => *self.secrets = None,
+        }
+        Ok(())
+    }
+
+    async fn record(&mut self, change: &Change) -> Result<(), Error> {
+        let before = self.view.tunnel.status.clone().unwrap_or_default();
+        let states = states(self.secrets.as_deref(), self.desired, None);
+        let after = status::after(&before, change, self.desired, &states, self.memory, self.now);
+        if !self
+            .patch("write its status", json!({}), Some(status::patch(&after)))
+            .await?
+        {
+            return Ok(());
+        }
+        let memory = &mut *self.memory;
+        match change {
+            Change::Opened { .. } | Change::Rotated | Change::Ended { .. } => {
+                memory.answer = None;
+                memory.attempt = None;
+                memory.open_doubt = None;
+                memory.rotation = None;
+                memory.failure = None;
+                self.ctx.poller.forget(&self.desired.key);
+            }
+            Change::Kept { generation } => {
+                memory.answer = None;
+                memory.attempt = None;
+                memory.open_doubt = None;
+                memory.rotation = Some(Rotation {
+                    generation: *generation,
+                    stage: RotationStage::Lost,
+                });
+            }
+            Change::Adopted { generation, .. } | Change::Rotating { generation } => {
+                memory.attempt = None;
+                memory.open_doubt = None;
+                memory.failure = None;
+                memory.late_rotation = None;
+                memory.rotation = Some(Rotation {
+                    generation: *generation,
+                    stage: RotationStage::Claimed,
+                });
+            }
+            Change::Report(_) if memory.answer.is_some() => self.forget(),
+            Change::Report(_) | Change::OpenedAt(_) => {}
+        }
+        if matches!(change, Change::Ended { .. }) {
+            self.ctx.open.probe_now();
+        }
+        if let Some(note) = status::event(change, &after) {
+            self.ctx.event(&self.view.tunnel, note).await;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        if let Some(Answer {
+            of: AnswerOf::Rotate(generation),
+            ..
+        }) = self.memory.answer.take()
+            && self.memory.rotation.is_some_and(|r| r.generation == generation)
+        {
+            self.memory.rotation = Some(Rotation {
+                generation,
+                stage: RotationStage::Lost,
+            });
+        }
+    }
+
+    fn finalizers(&self, with: bool) -> Vec<String> {
+        let others = self
+            .view
+            .tunnel
+            .finalizers()
+            .iter()
+            .filter(|f| *f != FINALIZER)
+            .cloned();
+        others.chain(with.then(|| FINALIZER.to_owned())).collect()
+    }
+
+    fn tunnels(&self) -> Api<Tunnel> {
+        Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace)
+    }
+
+    /// A merge patch of the Tunnel, or of its status, conditioned by the UID and resourceVersion that
+    /// was decided on. `false`: somebody else has written meanwhile, and it was read anew.
+    async fn patch(&mut self, what: &'static str, mut metadata: Value, status: Option<Value>) -> Result<bool, Error> {
+        metadata["uid"] = json!(self.desired.key.uid);
+        metadata["resourceVersion"] = json!(self.view.tunnel.resource_version());
+        let (at, api, name) = (self.ctx.mono(), self.tunnels(), &self.desired.key.name);
+        let params = PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        };
+        let patched = match status {
+            Some(status) => {
+                let body = Patch::Merge(json!({"metadata": metadata, "status": status}));
+                self.ctx.api(what, api.patch_status(name, &params, &body)).await
+            }
+            None => {
+                self.ctx
+                    .api(
+                        what,
+                        api.patch(name, &params, &Patch::Merge(json!({"metadata": metadata}))),
+                    )
+                    .await
+            }
+        };
+        match patched {
+            Ok(tunnel) => {
+                self.see(tunnel, at);
+                Ok(true)
+            }
+            Err(error) if error.is_conflict() || error.is_not_found() => {
+                self.read().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The wanted Secrets as states.
+pub fn states(
+    secrets: Option<&[Option<Secret>]>,
+    desired: &Desired,
+    answer: Option<(&Answer, &str)>,
+) -> Vec<SecretState> {
+    let secrets = secrets.into_iter().flatten();
+    let state = |(secret, wanted): (&Option<Secret>, &super::validate::SecretRef)| {
+        let digest = answer.map(|(a, region)| {
+            let data = Some(secret_data(wanted.mode, &a.tokens, &a.tunnel.id, region));
+            super::observe::data_digest(&Secret {
+                data,
+                ..Secret::default()
+            })
+        });
+        secret_state(secret.as_ref(), &desired.key.uid, digest.as_deref())
+    };
+    secrets.zip(&desired.secrets).map(state).collect()
+}
+
+/// The data of a token Secret. The variables that AWS's local proxy reads are there for one side
+/// alone: with both, a Pod's `envFrom` could not say which it is.
+fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -> BTreeMap<String, ByteString> {
+    let source = tokens.source.as_ref().filter(|_| mode.has_source());
+    let destination = tokens.destination.as_ref().filter(|_| mode.has_destination());
+    let mut data = BTreeMap::new();
+    let mut put = |key: &str, value: &str| data.insert(key.to_owned(), ByteString(value.as_bytes().to_vec()));
+    put("tunnelId", &id.0);
+    put("region", region);
+    let mut put_side = |name: &str, side: &Side| {
+        put(&format!("{name}AccessToken"), side.access_token.expose());
+        put(&format!("{name}ClientToken"), side.client_token.expose());
+        if mode != ClientMode::All {
+            put("AWSIOT_TUNNEL_ACCESS_TOKEN", side.access_token.expose());
+            put("AWSIOT_TUNNEL_CLIENT_TOKEN", side.client_token.expose());
+            put("AWSIOT_TUNNEL_REGION", region);
+        }
+    };
+    source.iter().for_each(|side| put_side("source", side));
+    destination.iter().for_each(|side| put_side("destination", side));
+    data
+}
+
+/// Closes tunnels that were opened in vain: for a Tunnel that is gone, or whose attempt was superseded.
+pub async fn close_abandoned(ctx: &Context, key: Key, tunnel: TunnelRef) {
+    let pacer: &Pacer = &ctx.close;
+    let key = Key {
+        uid: format!("{}/{}", key.uid, tunnel.id),
+        ..key
+    };
+    for times in 0u32.. {
+        pacer.acquire(&key, Timestamp::now()).await;
+        pacer.begin(&key);
+        let outcome = ctx.aws.close(&tunnel.id).await;
+        pacer.end(&key, &outcome);
+        match outcome {
+            Ok(()) => return ctx.open.probe_now(),
+            Err(e) if e.kind == CallErrorKind::NotFound && times > 3 => return,
+            Err(e) => {
+                tracing::warn!(tunnel_id = %tunnel.id, error = %e, "closing a tunnel that was opened in vain failed")
+            }
+        }
+        tokio::time::sleep(FIRST_RETRY.saturating_mul(1 << times.min(8)).min(REFUSED_RETRY)).await;
+    }
+}

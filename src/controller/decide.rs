@@ -1,0 +1,807 @@
+//! Step 3, pure: what to do next. Everything hard about this product is in here, and none of it
+//! talks to anybody: no client, no clock, no await, no randomness.
+//!
+//! OpenTunnel costs money, cannot be repeated safely, and says the tokens once. So who opens claims
+//! first, who finds a claim searches first, and every write is conditioned by what was read. What
+//! each rule is there for stands beside it; docs/protocol.md tells the whole.
+
+use super::observe::{Answer, AnswerOf, Failure, Found, Limits, Mono, Now, Observed, RotationStage, SecretState};
+use super::validate::{Desired, RecordedTunnel};
+use crate::crd::{ClientMode, DeletionPolicy, Reason, State};
+use crate::pacer::Turn;
+use crate::tunnels::{Attempt, CallErrorKind, TunnelId, TunnelRef, Word};
+use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+/// A claim is acted on within this time of its write, or of a read that shows it unchanged: a
+/// process that was paused must not act on an old one.
+const CLAIM_LIMIT: Duration = Duration::from_secs(5);
+/// A wait is reported only once it has taken longer than this.
+const REPORT_AFTER: Duration = Duration::from_secs(5);
+/// A Secret of somebody else's is looked at again after this time at the latest.
+const CONFLICT_RETRY: Duration = Duration::from_secs(60);
+/// Clocks that differ by less are taken for equal.
+pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
+/// Generations beyond this come from nobody's count.
+const MAX_GENERATION: i64 = i64::MAX / 2;
+
+/// The one thing to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// Nothing for now: the reconcile ends.
+    Wait(Wait),
+    /// Read the Tunnel anew: what is known of it may be old.
+    Read,
+    /// Take a ticket.
+    Queue(Lane),
+    /// Write finalizer and intent: under this attempt, or under a new one.
+    Claim(Option<Attempt>),
+    /// Write the finalizer again, which somebody wiped.
+    RestoreFinalizer,
+    /// Call OpenTunnel.
+    Open,
+    /// Call RotateTunnelAccessToken.
+    Rotate {
+        /// Of this tunnel.
+        tunnel: TunnelId,
+        /// These sides.
+        mode: ClientMode,
+        /// Under this generation.
+        generation: i64,
+    },
+    /// Call CloseTunnel.
+    Close {
+        /// For this tunnel.
+        tunnel: TunnelRef,
+        /// When it was opened.
+        opened_at: Timestamp,
+    },
+    /// Take the owner tag off.
+    Disown(TunnelRef),
+    /// Create or update a Secret with the tokens of the answer.
+    WriteSecret {
+        /// Which of [`Desired::secrets`].
+        index: usize,
+        /// The generation of the tokens.
+        generation: i64,
+    },
+    /// Delete a Secret of this Tunnel's.
+    DeleteSecret {
+        /// Which of [`Desired::secrets`].
+        index: usize,
+    },
+    /// Write the status.
+    Record(Change),
+    /// Take the finalizer off.
+    Release,
+    /// Drop the answer: somebody else has done better.
+    Forget,
+    /// Drop the answer, and have its tunnel closed: nobody wants it any more.
+    Abandon(TunnelRef),
+}
+
+/// How a reconcile ends.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wait {
+    /// In this queue; tickets for others are given back.
+    pub lane: Option<Lane>,
+    /// Not longer than until then.
+    pub until: Option<Mono>,
+    /// What the poller has to find out meanwhile.
+    pub need: Option<Need>,
+}
+
+/// A question to AWS that the poller asks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Need {
+    /// Search for the Tunnel's tunnels, with a listing that begins at this time or later.
+    Search(Mono),
+    /// Describe its tunnel now.
+    Describe,
+}
+
+/// A queue for an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// OpenTunnel.
+    Open,
+    /// CloseTunnel.
+    Close,
+    /// RotateTunnelAccessToken.
+    Rotate,
+}
+
+/// What a status write says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The tunnel of the answer is open, and its tokens are in the Secrets.
+    Opened {
+        /// Their generation.
+        generation: i64,
+    },
+    /// The tunnel of the answer is open, but a Secret is somebody else's.
+    Kept {
+        /// The generation of the tokens that could not be kept.
+        generation: i64,
+    },
+    /// A found tunnel is taken over; its tokens come by rotation.
+    Adopted {
+        /// Which.
+        found: Found,
+        /// The generation of that rotation.
+        generation: i64,
+    },
+    /// A rotation is claimed.
+    Rotating {
+        /// Its generation.
+        generation: i64,
+    },
+    /// The new tokens are in the Secrets.
+    Rotated,
+    /// The tunnel has ended.
+    Ended {
+        /// Expired or Closed.
+        reason: Reason,
+        /// When.
+        closed_at: Timestamp,
+    },
+    /// AWS opened it at another time than was recorded.
+    OpenedAt(Timestamp),
+    /// Nothing but the reason.
+    Report(Report),
+}
+
+/// What the conditions say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Why, for people.
+    pub message: String,
+}
+
+/// What to do next for one Tunnel.
+pub fn decide(desired: &Desired, observed: &Observed, limits: &Limits, now: Now) -> Decision {
+    let case = Case {
+        d: desired,
+        o: observed,
+        limits,
+        now,
+    };
+    if let Some(answer) = &observed.memory.answer
+        && let Some(decision) = case.judge(answer)
+    {
+        return decision;
+    }
+    if observed.gone {
+        return Decision::Wait(Wait::default());
+    }
+    if desired.deleted_at.is_some() {
+        return case.delete();
+    }
+    match &desired.record.tunnel {
+        None => case.open(),
+        Some(tunnel) if tunnel.state == State::Closed => case.ended(),
+        Some(tunnel) => case.keep_open(tunnel),
+    }
+}
+
+struct Case<'a> {
+    d: &'a Desired,
+    o: &'a Observed<'a>,
+    limits: &'a Limits,
+    now: Now,
+}
+
+/// Whether a tunnel of this Tunnel may exist that is not known.
+enum Absence {
+    Known,
+    /// A search that began at `from` or later shows what is there; only one that began at `until` or
+    /// later shows what is not there.
+    Unknown {
+        from: Mono,
+        until: Mono,
+    },
+}
+
+impl Case<'_> {
+    /// An answer with tokens is judged against the object as it is now, not as it was when the call
+    /// left. `None`: it is for [`Case::delete`] to close.
+    fn judge(&self, answer: &Answer) -> Option<Decision> {
+        if !self.o.gone && self.o.read_at.is_none_or(|at| at < answer.at) {
+            return Some(Decision::Read);
+        }
+        let record = &self.d.record;
+        let recorded = record.tunnel.as_ref().map(|t| &t.tunnel.id);
+        let mine = recorded == Some(&answer.tunnel.id);
+        Some(match &answer.of {
+            AnswerOf::Open(_) if self.o.gone => Decision::Abandon(answer.tunnel.clone()),
+            // Adopted by somebody else, or our own write was carried out though its answer was lost.
+            AnswerOf::Open(_) if mine => Decision::Forget,
+            AnswerOf::Open(_) if self.d.deleted_at.is_some() => return None,
+            AnswerOf::Open(_) if recorded.is_some() => Decision::Abandon(answer.tunnel.clone()),
+            AnswerOf::Open(attempt) => match &record.claim {
+                // Wiped by a user (kubectl replace): its opener writes it again and goes on.
+                None => Decision::Claim(Some(attempt.clone())),
+                Some(claim) if claim != attempt => Decision::Abandon(answer.tunnel.clone()),
+                Some(_) => self.keep_tokens(record.token_generation + 1, |generation| {
+                    (Change::Opened { generation }, Change::Kept { generation })
+                }),
+            },
+            AnswerOf::Rotate(generation) => {
+                let superseded =
+                    !mine || record.token_generation != *generation || record.reported == Some(Reason::Open);
+                if self.o.gone || self.d.deleted_at.is_some() || superseded {
+                    Decision::Forget
+                } else {
+                    self.keep_tokens(*generation, |_| (Change::Rotated, Change::Report(self.conflict())))
+                }
+            }
+        })
+    }
+
+    /// Puts the answer's tokens into the Secrets, each only over a lower generation: an adopter's
+    /// always win over its late opener's.
+    fn keep_tokens(&self, generation: i64, changes: impl FnOnce(i64) -> (Change, Change)) -> Decision {
+        let (done, conflict) = changes(generation);
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            return Decision::Record(conflict);
+        }
+        for (index, secret) in self.o.secrets.iter().enumerate() {
+            match secret {
+                SecretState::Ours {
+                    generation: g,
+                    sound: true,
+                    holds_answer: true,
+                    ..
+                } if *g == generation => {}
+                SecretState::Ours { generation: g, .. } if *g >= generation => return Decision::Forget,
+                SecretState::Ours { sound: false, .. } => return Decision::DeleteSecret { index },
+                _ => return Decision::WriteSecret { index, generation },
+            }
+        }
+        Decision::Record(done)
+    }
+
+    /// No tunnel is known: search where one may exist, else claim and open.
+    fn open(&self) -> Decision {
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            return self.wait_for_secret();
+        }
+        // Found is found, whatever the search was for. The current attempt's, else the oldest, else the
+        // smallest ID: two operators choose the same.
+        let claim = self.d.record.claim.as_ref();
+        let chosen = self
+            .found()
+            .min_by_key(|f| (claim != Some(&f.owner.attempt), f.created_at, f.tunnel.id.clone()));
+        if let Some(found) = chosen {
+            // Two above: the tokens of its late opener are one above.
+            let generation = self.generation_above(self.d.record.token_generation + 1);
+            return Decision::Record(Change::Adopted {
+                found: found.clone(),
+                generation,
+            });
+        }
+        if let Some(decision) = self.backing_off() {
+            return decision;
+        }
+        if let Absence::Unknown { from, until } = self.absence() {
+            return self.search(from, until, Reason::Opening, self.o.memory.first_seen);
+        }
+        match self.o.open {
+            Turn::None => Decision::Queue(Lane::Open),
+            Turn::Waiting => self.wait_in_queue(),
+            Turn::Granted => {
+                let own = self
+                    .o
+                    .memory
+                    .attempt
+                    .as_ref()
+                    .filter(|_| self.o.memory.open_doubt.is_none());
+                match (claim, own) {
+                    (Some(claim), Some(own)) if claim == own => self.fresh(Decision::Open),
+                    (_, own) => Decision::Claim(own.cloned()),
+                }
+            }
+        }
+    }
+
+    /// Nobody may have opened anything: that is known of a Tunnel whose creation was seen, and of a
+    /// claim of this process that was never sent. Else a search must show it, and where a call may be
+    /// in flight (of this process or of who claimed), one that begins when the call must have ended.
+    fn absence(&self) -> Absence {
+        let memory = self.o.memory;
+        let foreign_claim = memory
+            .claim
+            .as_ref()
+            .filter(|(claim, _)| memory.attempt.as_ref() != Some(claim))
+            .map(|(_, seen)| *seen);
+        let unknown = match memory.open_doubt.max(foreign_claim) {
+            Some(since) => Some((since, since + self.limits.recovery_grace)),
+            None if memory.saw_creation => None,
+            None => Some((memory.first_seen, memory.first_seen)),
+        };
+        match (unknown, &self.o.search) {
+            (Some((_, until)), Some(search)) if search.started >= until => Absence::Known,
+            (Some((from, until)), _) => Absence::Unknown { from, until },
+            (None, _) => Absence::Known,
+        }
+    }
+
+    /// Tunnels that a search found and nobody has closed since.
+    fn found(&self) -> impl Iterator<Item = &Found> {
+        let found = self.o.search.iter().flat_map(|s| &s.found);
+        found.filter(|f| !self.o.memory.closed.contains(&f.tunnel.id))
+    }
+
+    fn search(&self, from: Mono, until: Mono, reason: Reason, since: Mono) -> Decision {
+        let searched = self.o.search.as_ref().is_some_and(|s| s.started >= from);
+        let report = self.reads_fail().or_else(|| {
+            // After a call that failed the reason stands already: AwsUnavailable.
+            let words = "looking for a tunnel that an earlier attempt may have opened";
+            self.after_5s(since, reason, words)
+                .filter(|_| self.o.memory.failure.is_none())
+        });
+        if searched && self.now.mono < until {
+            return self.wait(
+                report,
+                Wait {
+                    until: Some(until),
+                    ..Wait::default()
+                },
+            );
+        }
+        let need = Need::Search(if searched { until } else { from });
+        self.wait(
+            report,
+            Wait {
+                need: Some(need),
+                until: self.report_at(since),
+                ..Wait::default()
+            },
+        )
+    }
+
+    /// A tunnel is known and was open when last heard of.
+    fn keep_open(&self, tunnel: &RecordedTunnel) -> Decision {
+        if let Some((reason, closed_at)) = self.heard_end(tunnel) {
+            return self.end(reason, closed_at);
+        }
+        if let Some(Word::Open { created_at }) = self.o.heard.map(|h| h.word)
+            && created_at.duration_since(tunnel.opened_at).abs() > CLOCK_TOLERANCE
+        {
+            return Decision::Record(Change::OpenedAt(created_at));
+        }
+        if let Some(since) = self.o.memory.expired
+            && self.o.heard.is_none_or(|h| h.asked < since)
+        {
+            // The local clock may end Ready where AWS cannot be asked; it never opens anything.
+            if self.o.reads_fail.is_some() && self.now.wall >= later(tunnel.expires_at, CLOCK_TOLERANCE) {
+                return self.end(Reason::Expired, tunnel.expires_at);
+            }
+            let until = Some(self.now.mono + CLOCK_TOLERANCE.unsigned_abs());
+            return Decision::Wait(Wait {
+                need: Some(Need::Describe),
+                until,
+                lane: None,
+            });
+        }
+        if !self.d.record.finalizer {
+            return Decision::RestoreFinalizer;
+        }
+        if self.d.record.reported == Some(Reason::Open) {
+            self.keep_ready(tunnel)
+        } else {
+            self.make_ready(tunnel)
+        }
+    }
+
+    /// Whether AWS has said that the tunnel is closed. Not-found counts only once the tunnel is older
+    /// than the recovery grace: a listing may lag behind OpenTunnel.
+    fn heard_end(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
+        match self.o.heard?.word {
+            Word::Open { .. } => None,
+            Word::Closed { created_at, closed_at } => {
+                let expired = Word::lifetime_ran_out(created_at, closed_at, self.d.lifetime);
+                Some((if expired { Reason::Expired } else { Reason::Closed }, closed_at))
+            }
+            Word::NotFound => {
+                let age = self.now.wall.duration_since(tunnel.opened_at);
+                let expired = self.now.wall >= tunnel.expires_at;
+                (age > signed(self.limits.recovery_grace)).then(|| {
+                    (
+                        if expired { Reason::Expired } else { Reason::Closed },
+                        self.now.wall.min(tunnel.expires_at),
+                    )
+                })
+            }
+        }
+    }
+
+    /// What the Secrets hold is dead: they go first, so that no Ended Tunnel has one.
+    fn end(&self, reason: Reason, closed_at: Timestamp) -> Decision {
+        self.delete_secret()
+            .unwrap_or(Decision::Record(Change::Ended { reason, closed_at }))
+    }
+
+    fn ended(&self) -> Decision {
+        if let Some(decision) = self.delete_secret() {
+            return decision;
+        }
+        let report = self.d.record.reported.map(|reason| Report {
+            reason,
+            message: String::new(),
+        });
+        self.wait(report, Wait::default())
+    }
+
+    fn delete_secret(&self) -> Option<Decision> {
+        let index = self
+            .o
+            .secrets
+            .iter()
+            .position(|s| matches!(s, SecretState::Ours { .. }))?;
+        Some(Decision::DeleteSecret { index })
+    }
+
+    fn keep_ready(&self, tunnel: &RecordedTunnel) -> Decision {
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            return Decision::Record(Change::Report(self.conflict()));
+        }
+        // A Rotate of ours that ended late may have revoked the tokens that were made after it.
+        let late = self
+            .o
+            .memory
+            .late_rotation
+            .is_some_and(|g| g < self.d.record.token_generation);
+        if late || !self.d.record.is_kept_by(self.d, &self.o.secrets) {
+            return self.claim_rotation();
+        }
+        let until = self.o.memory.expired.is_none().then(|| {
+            let left = tunnel.expires_at.duration_since(self.now.wall);
+            self.now.mono + Duration::try_from(left).unwrap_or_default()
+        });
+        let report = Report {
+            reason: Reason::Open,
+            message: String::new(),
+        };
+        self.wait(
+            Some(report),
+            Wait {
+                until,
+                ..Wait::default()
+            },
+        )
+    }
+
+    /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what
+    /// stands in a Secret is never believed about AWS.
+    fn make_ready(&self, tunnel: &RecordedTunnel) -> Decision {
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            return self.wait_for_secret();
+        }
+        let memory = self.o.memory;
+        let since = memory.unfinished.map_or(self.now.mono, |(_, since)| since);
+        if let Some(failure) = self.refused_unheard() {
+            return Decision::Wait(Wait {
+                need: Some(Need::Describe),
+                until: Some(failure.retry_at),
+                lane: None,
+            });
+        }
+        if let Some(decision) = self.backing_off() {
+            return decision;
+        }
+        if let Some(extra) = self.found().find(|f| f.tunnel.id != tunnel.tunnel.id) {
+            return self.close(extra.tunnel.clone(), extra.created_at);
+        }
+        let free = match memory.rotation.map(|r| r.stage) {
+            Some(RotationStage::Claimed) => {
+                return self.in_lane(Lane::Rotate, self.o.rotate, || {
+                    self.fresh(Decision::Rotate {
+                        tunnel: tunnel.tunnel.id.clone(),
+                        mode: self.d.client_mode(),
+                        generation: self.d.record.token_generation,
+                    })
+                });
+            }
+            Some(RotationStage::Doubt(called)) => called + self.limits.recovery_grace,
+            Some(RotationStage::Lost) => self.now.mono,
+            // Somebody else's, who may have left more than one tunnel behind.
+            None if self.o.search.as_ref().is_none_or(|s| s.started < since) => {
+                return self.search(since, since, Reason::Rotating, since);
+            }
+            None => since + self.limits.recovery_grace,
+        };
+        if self.now.mono < free {
+            return self.wait(
+                None,
+                Wait {
+                    until: Some(free),
+                    ..Wait::default()
+                },
+            );
+        }
+        self.claim_rotation()
+    }
+
+    fn claim_rotation(&self) -> Decision {
+        if let Some(decision) = self.backing_off() {
+            return decision;
+        }
+        self.in_lane(Lane::Rotate, self.o.rotate, || {
+            let generation = self.generation_above(self.d.record.token_generation);
+            Decision::Record(Change::Rotating { generation })
+        })
+    }
+
+    /// Deletion was asked for: what is open is closed (or let go), then the finalizer goes.
+    fn delete(&self) -> Decision {
+        let (record, memory) = (&self.d.record, self.o.memory);
+        if !record.finalizer && memory.answer.is_none() {
+            return Decision::Wait(Wait::default());
+        }
+        let ready_once = record.tokens_digest.is_some();
+        let open = record
+            .tunnel
+            .as_ref()
+            .filter(|t| t.state == State::Open && !memory.closed.contains(&t.tunnel.id) && self.heard_end(t).is_none());
+        // A tunnel ends by itself: no deletion hangs longer than it lives, even where AWS is away.
+        let ends = record.tunnel.as_ref().map_or_else(
+            || {
+                later(
+                    self.d.deleted_at.unwrap_or(self.now.wall),
+                    self.d.lifetime + signed(self.limits.aws_timeout),
+                )
+            },
+            |t| t.expires_at,
+        );
+        let over = self.now.wall >= ends;
+        let ends_at = self.now.mono + Duration::try_from(ends.duration_since(self.now.wall)).unwrap_or_default();
+        let answered = memory.answer.iter().filter(|a| matches!(a.of, AnswerOf::Open(_)));
+        let extra = answered
+            .map(|a| (a.tunnel.clone(), a.wall))
+            .chain(self.found().map(|f| (f.tunnel.clone(), f.created_at)))
+            .find(|(t, _)| open.is_none_or(|o| o.tunnel.id != t.id) && !memory.closed.contains(&t.id));
+        if let Some((tunnel, opened_at)) = open.map(|t| (t.tunnel.clone(), t.opened_at)).or(extra) {
+            if let Some(failure) = self.refused_unheard() {
+                return Decision::Wait(Wait {
+                    need: Some(Need::Describe),
+                    until: Some(failure.retry_at),
+                    lane: None,
+                });
+            }
+            if over && memory.failure.is_some() {
+                return Decision::Release;
+            }
+            if let Some(decision) = self.backing_off() {
+                return until_at_most(decision, ends_at);
+            }
+            let retained = self.d.deletion_policy == DeletionPolicy::Retain && ready_once;
+            if retained && open.is_some() {
+                return Decision::Disown(tunnel);
+            }
+            return self.close(tunnel, opened_at);
+        }
+        let deleting = memory.deleting.unwrap_or(self.now.mono);
+        let absence = match (&record.tunnel, &self.o.search) {
+            (None, _) => self.absence(),
+            (Some(_), _) if ready_once => Absence::Known,
+            // Taken over and never Ready: more than one may have been found.
+            (Some(_), Some(search)) if search.started >= deleting => Absence::Known,
+            (Some(_), _) => Absence::Unknown {
+                from: deleting,
+                until: deleting,
+            },
+        };
+        match absence {
+            Absence::Unknown { from, until } if !over => {
+                until_at_most(self.search(from, until, Reason::Closing, deleting), ends_at)
+            }
+            _ => Decision::Release,
+        }
+    }
+
+    fn close(&self, tunnel: TunnelRef, opened_at: Timestamp) -> Decision {
+        self.in_lane(Lane::Close, self.o.close, || Decision::Close { tunnel, opened_at })
+    }
+
+    fn in_lane(&self, lane: Lane, turn: Turn, granted: impl FnOnce() -> Decision) -> Decision {
+        match turn {
+            Turn::None => Decision::Queue(lane),
+            Turn::Granted => granted(),
+            Turn::Waiting => {
+                let report = self.o.memory.deleting.and_then(|since| {
+                    self.after_5s(
+                        since,
+                        Reason::Closing,
+                        "CloseTunnel is queued behind those of other Tunnels",
+                    )
+                });
+                let until = self.o.memory.deleting.and_then(|since| self.report_at(since));
+                self.wait(
+                    report,
+                    Wait {
+                        lane: Some(lane),
+                        until,
+                        need: None,
+                    },
+                )
+            }
+        }
+    }
+
+    /// A claim is acted on while it is fresh, else it is read again.
+    fn fresh(&self, decision: Decision) -> Decision {
+        match self.o.read_at {
+            Some(at) if self.now.mono < at + CLAIM_LIMIT => decision,
+            _ => Decision::Read,
+        }
+    }
+
+    /// The generation after `present`, and above whatever stands in the Secrets.
+    fn generation_above(&self, present: i64) -> i64 {
+        let generations = self.o.secrets.iter().filter_map(|s| match s {
+            SecretState::Ours { generation, .. } if *generation < MAX_GENERATION => Some(*generation),
+            _ => None,
+        });
+        generations.fold(present, i64::max).saturating_add(1)
+    }
+
+    /// The last call failed, and it is not time to try again.
+    fn backing_off(&self) -> Option<Decision> {
+        let failure = self.o.memory.failure.as_ref().filter(|f| self.now.mono < f.retry_at)?;
+        let report = Report {
+            reason: failure.reason,
+            message: failure.message.clone(),
+        };
+        Some(self.wait(
+            Some(report),
+            Wait {
+                until: Some(failure.retry_at),
+                ..Wait::default()
+            },
+        ))
+    }
+
+    /// AWS refused a call on a known tunnel, and has not said since whether the tunnel is open: what a
+    /// rotation or a second close of a closed tunnel answers is not documented.
+    fn refused_unheard(&self) -> Option<&Failure> {
+        let failure = self
+            .o
+            .memory
+            .failure
+            .as_ref()
+            .filter(|f| f.reason == Reason::InvalidRequest)?;
+        let unheard = self.o.heard.is_none_or(|h| h.asked < failure.at) && self.o.reads_fail.is_none();
+        (unheard && self.now.mono < failure.retry_at).then_some(failure)
+    }
+
+    fn wait_for_secret(&self) -> Decision {
+        let until = Some(self.now.mono + CONFLICT_RETRY);
+        self.wait(
+            Some(self.conflict()),
+            Wait {
+                until,
+                ..Wait::default()
+            },
+        )
+    }
+
+    fn conflict(&self) -> Report {
+        let foreign = self
+            .d
+            .secrets
+            .iter()
+            .zip(&self.o.secrets)
+            .find(|(_, s)| **s == SecretState::Foreign);
+        let name = foreign.map_or("", |(wanted, _)| &wanted.name);
+        let message = format!(
+            "Secret {name} exists and is not controlled by this Tunnel, so nothing is written to it: delete or rename it, or name another one in spec.secrets"
+        );
+        Report {
+            reason: Reason::SecretConflict,
+            message,
+        }
+    }
+
+    fn wait_in_queue(&self) -> Decision {
+        let since = self.o.memory.first_seen;
+        let limited = matches!(
+            self.d.record.reported,
+            Some(Reason::LimitExceeded | Reason::AwsUnavailable)
+        );
+        let report = match &self.o.gate {
+            Some(gate) if gate.cause == CallErrorKind::LimitExceeded => self.after_5s(
+                since,
+                Reason::LimitExceeded,
+                &format!(
+                    "AWS refuses OpenTunnel since {:.0}: {}; it is tried again until there is room",
+                    gate.since, gate.message
+                ),
+            ),
+            Some(gate) => self.after_5s(
+                since,
+                Reason::AwsUnavailable,
+                &format!("AWS throttles OpenTunnel since {:.0}: {}", gate.since, gate.message),
+            ),
+            // Said once: a gate that opens and shuts costs no write.
+            None if limited => None,
+            None => self.after_5s(
+                since,
+                Reason::Opening,
+                "OpenTunnel is queued: AWS allows few of them a second for the whole account",
+            ),
+        };
+        self.wait(
+            report,
+            Wait {
+                lane: Some(Lane::Open),
+                until: self.report_at(since),
+                need: None,
+            },
+        )
+    }
+
+    fn after_5s(&self, since: Mono, reason: Reason, message: &str) -> Option<Report> {
+        (self.now.mono >= since + REPORT_AFTER).then(|| Report {
+            reason,
+            message: message.to_owned(),
+        })
+    }
+
+    fn report_at(&self, since: Mono) -> Option<Mono> {
+        Some(since + REPORT_AFTER).filter(|at| self.now.mono < *at)
+    }
+
+    fn reads_fail(&self) -> Option<Report> {
+        let error = self.o.reads_fail.as_ref()?;
+        Some(Report {
+            reason: failure_reason(error.kind),
+            message: error.message.clone(),
+        })
+    }
+
+    /// Waits, unless there is something to report that does not stand in the status yet. The message
+    /// alone is no reason to write: it may change with every retry.
+    fn wait(&self, report: Option<Report>, wait: Wait) -> Decision {
+        let record = &self.d.record;
+        let current = |r: &Report| {
+            record.reported == Some(r.reason)
+                && (record.observed_generation == Some(self.d.generation) || self.d.deleted_at.is_some())
+        };
+        match report {
+            Some(report) if !current(&report) => Decision::Record(Change::Report(report)),
+            _ => Decision::Wait(wait),
+        }
+    }
+}
+
+/// The reason that a failed call gives.
+pub fn failure_reason(kind: CallErrorKind) -> Reason {
+    match kind {
+        CallErrorKind::AccessDenied => Reason::AccessDenied,
+        CallErrorKind::InvalidRequest | CallErrorKind::NotFound => Reason::InvalidRequest,
+        CallErrorKind::LimitExceeded | CallErrorKind::Throttled | CallErrorKind::Unreachable | CallErrorKind::Doubt => {
+            Reason::AwsUnavailable
+        }
+    }
+}
+
+fn until_at_most(decision: Decision, limit: Mono) -> Decision {
+    match decision {
+        Decision::Wait(wait) => Decision::Wait(Wait {
+            until: Some(wait.until.map_or(limit, |until| until.min(limit))),
+            ..wait
+        }),
+        other => other,
+    }
+}
+
+fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
+    time.saturating_add(by).unwrap_or(Timestamp::MAX)
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}

@@ -1,0 +1,337 @@
+//! Step 2: everything that a decision depends on besides the Tunnel itself, as plain values. What
+//! is read is the Tunnel's Secrets; the rest is what this process remembers and shares.
+
+use super::validate::{Desired, Record};
+use crate::crd::{self, Reason, Tunnel};
+use crate::pacer::{Gate, Turn};
+use crate::tunnels::{Attempt, CallError, Owner, Tokens, TunnelId, TunnelRef, Word};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Resource, ResourceExt};
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Monotonic time since the process started. Waits that safety depends on are measured by it: a
+/// clock that is set, or is wrong, cannot shorten them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mono(pub Duration);
+
+impl std::ops::Add<Duration> for Mono {
+    type Output = Self;
+    fn add(self, rhs: Duration) -> Self {
+        Self(self.0 + rhs)
+    }
+}
+
+/// The moment of a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// By the local clock.
+    pub wall: Timestamp,
+    /// By the process's own.
+    pub mono: Mono,
+}
+
+/// The operator's settings that decisions depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `--aws-timeout`: the limit of one AWS call.
+    pub aws_timeout: Duration,
+    /// `--recovery-grace`: after it, a call that somebody else may have made has ended.
+    pub recovery_grace: Duration,
+}
+
+/// All that is known about one Tunnel beside its object.
+#[derive(Clone, Debug)]
+pub struct Observed<'a> {
+    /// When the object was last read from, or written to, the API server in this reconcile. `None`:
+    /// it comes from the watch and may be old.
+    pub read_at: Option<Mono>,
+    /// The API server has no such object any more.
+    pub gone: bool,
+    /// The wanted Secrets, in the order of [`Desired::secrets`].
+    pub secrets: Vec<SecretState>,
+    /// What this process remembers.
+    pub memory: &'a Memory,
+    /// The last completed search for its tunnels.
+    pub search: Option<Search>,
+    /// AWS's last word on its tunnel.
+    pub heard: Option<Heard>,
+    /// What AWS's reads fail with at present.
+    pub reads_fail: Option<CallError>,
+    /// The ticket for OpenTunnel.
+    pub open: Turn,
+    /// The ticket for CloseTunnel.
+    pub close: Turn,
+    /// The ticket for RotateTunnelAccessToken.
+    pub rotate: Turn,
+    /// The gate of OpenTunnel.
+    pub gate: Option<Gate>,
+}
+
+/// A wanted Secret, as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SecretState {
+    /// There is none.
+    Missing,
+    /// Not controlled by this Tunnel: never touched.
+    Foreign,
+    /// This Tunnel's.
+    Ours {
+        /// The generation of its tokens; 0 where the annotation cannot be read.
+        generation: i64,
+        /// SHA-256 of its data.
+        digest: String,
+        /// It can be updated, and Pods find in it what they expect: not immutable, of the right type.
+        sound: bool,
+        /// It holds the tokens of the answer in [`Memory::answer`].
+        holds_answer: bool,
+    },
+}
+
+/// A completed search: open tunnels that carry the Tunnel's owner tag.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Search {
+    /// When its listing began.
+    pub started: Mono,
+    /// What it found.
+    pub found: Vec<Found>,
+}
+
+/// A tunnel found by its owner tag.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Which.
+    pub tunnel: TunnelRef,
+    /// Who opened it.
+    pub owner: Owner,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// A word of AWS's, and when the question was asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heard {
+    /// What AWS said.
+    pub word: Word,
+    /// When it was asked.
+    pub asked: Mono,
+}
+
+/// What this process remembers of one Tunnel (by UID). All of it may be lost at any moment.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// This process saw its creation on a live watch, and nothing has vanished from it since: nobody
+    /// can have opened anything for it unseen.
+    pub saw_creation: bool,
+    /// When this process first saw it.
+    pub first_seen: Mono,
+    /// The last claim seen on it, and since when.
+    pub claim: Option<(Attempt, Mono)>,
+    /// The attempt of this process.
+    pub attempt: Option<Attempt>,
+    /// When this process last made a call to OpenTunnel that may have been carried out.
+    pub open_doubt: Option<Mono>,
+    /// The generation of a rotation that is not finished, and since when it was seen.
+    pub unfinished: Option<(i64, Mono)>,
+    /// The rotation that this process has claimed.
+    pub rotation: Option<Rotation>,
+    /// An answer with tokens that are not yet in the Secrets.
+    pub answer: Option<Answer>,
+    /// The generation of a Rotate of this process that ended later than the limit of one call: the
+    /// process was paused, and what it sent may have been carried out after a newer one.
+    pub late_rotation: Option<i64>,
+    /// Since when deletion was seen.
+    pub deleting: Option<Mono>,
+    /// Since when `expiresAt` was seen to be over.
+    pub expired: Option<Mono>,
+    /// Tunnels that AWS said are closed (or never were).
+    pub closed: Vec<TunnelId>,
+    /// The last AWS call that failed, until one succeeds.
+    pub failure: Option<Failure>,
+    /// The object as it was last written, until the watch shows it.
+    pub written: Option<std::sync::Arc<Tunnel>>,
+    /// Reconciles that failed, one after the other.
+    pub errors: u32,
+}
+
+/// A rotation of this process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotation {
+    /// Its generation.
+    pub generation: i64,
+    /// How far it is.
+    pub stage: RotationStage,
+}
+
+/// How far a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RotationStage {
+    /// Claimed; nothing that could have been carried out was sent.
+    Claimed,
+    /// Sent then, and not answered.
+    Doubt(Mono),
+    /// Answered, but its tokens could not be kept.
+    Lost,
+}
+
+/// The tokens that an answer brought.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// What they are the tokens of.
+    pub of: AnswerOf,
+    /// The tunnel.
+    pub tunnel: TunnelRef,
+    /// The tokens. Never in a text.
+    pub tokens: Tokens,
+    /// When the answer came.
+    pub at: Mono,
+    /// The same by the local clock.
+    pub wall: Timestamp,
+}
+
+/// The call that brought tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerOf {
+    /// OpenTunnel, under this attempt.
+    Open(Attempt),
+    /// RotateTunnelAccessToken, under this generation.
+    Rotate(i64),
+}
+
+/// A failed AWS call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// AwsUnavailable, AccessDenied or InvalidRequest.
+    pub reason: Reason,
+    /// What failed, in AWS's words.
+    pub message: String,
+    /// When.
+    pub at: Mono,
+    /// When it is tried again.
+    pub retry_at: Mono,
+    /// How often it has failed in a row.
+    pub times: u32,
+}
+
+impl Memory {
+    /// Of a Tunnel that is seen for the first time.
+    pub fn new(saw_creation: bool, now: Mono) -> Self {
+        Self {
+            saw_creation,
+            first_seen: now,
+            ..Self::default()
+        }
+    }
+
+    /// Notes what the object shows, and since when. Pure.
+    pub fn note(&mut self, desired: &Desired, now: Now) {
+        let record = &desired.record;
+        if self.claim.is_some() && record.claim.is_none() && record.tunnel.is_none() {
+            self.saw_creation = false;
+        }
+        if let Some(claim) = &record.claim {
+            if self.claim.as_ref().is_none_or(|(seen, _)| seen != claim) {
+                self.claim = Some((claim.clone(), now.mono));
+            }
+            // Another one claims: ours is lost, whatever our write answered.
+            if self.attempt.as_ref().is_some_and(|own| own != claim) {
+                self.attempt = None;
+            }
+        }
+        if self.deleting.is_none() && desired.deleted_at.is_some() {
+            // What failed before is no reason to wait with the close.
+            self.failure = None;
+        }
+        let since = |seen: Option<Mono>, is: bool| is.then(|| seen.unwrap_or(now.mono));
+        self.deleting = since(self.deleting, desired.deleted_at.is_some());
+        self.expired = since(
+            self.expired,
+            record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at),
+        );
+        let unfinished = record.tunnel.is_some() && record.reported != Some(Reason::Open);
+        self.unfinished = match self.unfinished {
+            _ if !unfinished => None,
+            Some(seen) if seen.0 == record.token_generation => Some(seen),
+            _ => Some((record.token_generation, now.mono)),
+        };
+        if self
+            .rotation
+            .is_some_and(|own| own.generation != record.token_generation)
+        {
+            self.rotation = None;
+        }
+    }
+}
+
+/// What a Secret of a wanted name is to the Tunnel with `uid`.
+pub fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>) -> SecretState {
+    let Some(secret) = secret else {
+        return SecretState::Missing;
+    };
+    let controlled = secret
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|o| o.uid == uid && o.controller == Some(true));
+    if !controlled {
+        return SecretState::Foreign;
+    }
+    let generation = secret
+        .annotations()
+        .get(crd::GENERATION_ANNOTATION)
+        .and_then(|g| g.parse().ok());
+    let digest = data_digest(secret);
+    SecretState::Ours {
+        generation: generation.unwrap_or(0),
+        sound: secret.immutable != Some(true)
+            && secret.type_.as_deref() == Some(crd::SECRET_TYPE)
+            && secret.meta().deletion_timestamp.is_none(),
+        holds_answer: answer_digest == Some(digest.as_str()),
+        digest,
+    }
+}
+
+/// SHA-256 over a Secret's keys and values, each with its length, so that no two data are alike.
+pub fn data_digest(secret: &Secret) -> String {
+    let mut hash = Sha256::new();
+    for (key, value) in secret.data.iter().flatten() {
+        for part in [key.as_bytes(), &value.0] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// SHA-256 over the names and digests of all the Tunnel's Secrets: `status.tokensDigest`. `None`
+/// unless all are this Tunnel's.
+pub fn tokens_digest(desired: &Desired, secrets: &[SecretState]) -> Option<String> {
+    let mut hash = Sha256::new();
+    for (wanted, state) in desired.secrets.iter().zip(secrets) {
+        let SecretState::Ours { digest, .. } = state else {
+            return None;
+        };
+        hash.update(format!("{}={digest}\n", wanted.name));
+    }
+    Some(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl Record {
+    /// Whether the Secrets hold what was written into them for this record.
+    pub fn is_kept_by(&self, desired: &Desired, secrets: &[SecretState]) -> bool {
+        let sound = secrets.iter().all(
+            |s| matches!(s, SecretState::Ours { generation, sound: true, .. } if *generation == self.token_generation),
+        );
+        sound && self.tokens_digest.is_some() && self.tokens_digest == tokens_digest(desired, secrets)
+    }
+}

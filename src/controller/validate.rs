@@ -1,0 +1,184 @@
+//! Step 1, pure: the Tunnel as it is stored becomes what it wants and what it records, in types
+//! that hold nothing invalid.
+
+use crate::crd::{
+    ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, OPENING_ANNOTATION, Reason, State, Tunnel,
+};
+use crate::pacer::Key;
+use crate::tunnels::{Attempt, DestinationConfig, OpenRequest, TunnelId, TunnelRef};
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+
+/// A Tunnel object: what its spec wants, and what the operator has recorded on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// Namespace, name and UID.
+    pub key: Key,
+    /// `metadata.creationTimestamp`.
+    pub created_at: Timestamp,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.deletionTimestamp`: deletion was asked for.
+    pub deleted_at: Option<Timestamp>,
+    /// What becomes of the AWS tunnel then.
+    pub deletion_policy: DeletionPolicy,
+    /// Arguments of OpenTunnel.
+    pub request: OpenRequest,
+    /// How long the tunnel lives.
+    pub lifetime: SignedDuration,
+    /// The Secrets that get the tokens. Never empty.
+    pub secrets: Vec<SecretRef>,
+    /// What stands on the object.
+    pub record: Record,
+}
+
+/// A Secret that gets tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SecretRef {
+    /// Its name, in the Tunnel's namespace.
+    pub name: String,
+    /// Which sides' tokens.
+    pub mode: ClientMode,
+}
+
+/// What the operator has recorded on a Tunnel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// Its finalizer stands.
+    pub finalizer: bool,
+    /// The attempt that claims to open. An annotation that names another UID was copied: none.
+    pub claim: Option<Attempt>,
+    /// The AWS tunnel.
+    pub tunnel: Option<RecordedTunnel>,
+    /// `status.tokenGeneration`, 0 before the first.
+    pub token_generation: i64,
+    /// `status.tokensDigest`: there is none until the Tunnel was Ready once.
+    pub tokens_digest: Option<String>,
+    /// The reason of the main condition.
+    pub reported: Option<Reason>,
+    /// `status.observedGeneration`.
+    pub observed_generation: Option<i64>,
+}
+
+/// The AWS tunnel as status has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedTunnel {
+    /// ID and ARN.
+    pub tunnel: TunnelRef,
+    /// OPEN or CLOSED.
+    pub state: State,
+    /// `status.openedAt`.
+    pub opened_at: Timestamp,
+    /// `status.expiresAt`.
+    pub expires_at: Timestamp,
+}
+
+impl Desired {
+    /// The sides that any of the Secrets needs: what a rotation must renew.
+    pub fn client_mode(&self) -> ClientMode {
+        self.secrets
+            .iter()
+            .map(|s| s.mode)
+            .reduce(ClientMode::union)
+            .unwrap_or_default()
+    }
+}
+
+/// An object that the API server cannot have sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the Tunnel has no metadata.{0}: it does not come from an API server")]
+pub struct Incomplete(&'static str);
+
+/// Reads a Tunnel. The CRD's schema has refused what AWS would refuse.
+pub fn validate(tunnel: &Tunnel) -> Result<Desired, Incomplete> {
+    let meta = &tunnel.metadata;
+    let key = Key {
+        namespace: meta.namespace.clone().ok_or(Incomplete("namespace"))?,
+        name: meta.name.clone().ok_or(Incomplete("name"))?,
+        uid: meta.uid.clone().ok_or(Incomplete("uid"))?,
+    };
+    let created_at = meta
+        .creation_timestamp
+        .as_ref()
+        .ok_or(Incomplete("creationTimestamp"))?
+        .0;
+    let spec = &tunnel.spec;
+    let lifetime_minutes = spec.timeout.as_ref().and_then(|t| t.max_lifetime_timeout_minutes);
+    let lifetime = SignedDuration::from_mins(lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).into());
+    let secrets = match &spec.secrets {
+        Some(secrets) if !secrets.is_empty() => secrets
+            .iter()
+            .map(|s| SecretRef {
+                name: s.name.clone(),
+                mode: s.client_mode,
+            })
+            .collect(),
+        _ => vec![SecretRef {
+            name: format!("{}-tokens", key.name),
+            mode: ClientMode::All,
+        }],
+    };
+    let request = OpenRequest {
+        description: spec.description.clone(),
+        destination: spec.destination.as_ref().map(|d| DestinationConfig {
+            thing_name: d.thing_name.clone(),
+            services: d.services.clone(),
+        }),
+        tags: spec
+            .tags
+            .iter()
+            .flatten()
+            .map(|t| (t.key.clone(), t.value.clone()))
+            .collect(),
+        lifetime_minutes,
+    };
+    Ok(Desired {
+        created_at,
+        generation: meta.generation.unwrap_or_default(),
+        deleted_at: meta.deletion_timestamp.as_ref().map(|t| t.0),
+        deletion_policy: spec.deletion_policy,
+        request,
+        lifetime,
+        secrets,
+        record: record(tunnel, &key.uid, lifetime),
+        key,
+    })
+}
+
+fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
+    let claim = tunnel
+        .annotations()
+        .get(OPENING_ANNOTATION)
+        .and_then(|value| value.split_once('/'))
+        .filter(|(claimed_uid, attempt)| *claimed_uid == uid && !attempt.is_empty())
+        .map(|(_, attempt)| Attempt(attempt.to_owned()));
+    let status = tunnel.status.clone().unwrap_or_default();
+    let recorded = status.tunnel_id.map(|id| {
+        let opened_at = status.opened_at.unwrap_or(Timestamp::UNIX_EPOCH);
+        RecordedTunnel {
+            tunnel: TunnelRef {
+                id: TunnelId(id),
+                arn: status.tunnel_arn.unwrap_or_default(),
+            },
+            state: status.state.unwrap_or(State::Open),
+            opened_at,
+            expires_at: status
+                .expires_at
+                .unwrap_or_else(|| opened_at.saturating_add(lifetime).unwrap_or(opened_at)),
+        }
+    });
+    let reason = status
+        .conditions
+        .as_ref()
+        .and_then(|c| c.first())
+        .and_then(|c| Reason::parse(&c.reason));
+    Record {
+        finalizer: tunnel.finalizers().iter().any(|f| f == FINALIZER),
+        claim,
+        tunnel: recorded,
+        token_generation: status.token_generation.unwrap_or_default().max(0),
+        tokens_digest: status.tokens_digest,
+        reported: reason,
+        observed_generation: status.observed_generation,
+    }
+}

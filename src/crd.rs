@@ -1,0 +1,455 @@
+//! The `Tunnel` custom resource: its spec, its status, its conditions and their reasons, and the
+//! names that the operator puts on objects. Nothing in here talks to anybody.
+
+use jiff::Timestamp;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
+use kube::core::{Message, Rule};
+use kube::{CustomResource, CustomResourceExt, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Finalizer that holds a Tunnel back until its tunnel is closed (or released, see [`DeletionPolicy`]).
+pub const FINALIZER: &str = "opentunnel.dev/close-tunnel";
+/// Annotation of a Tunnel that says who is opening: `<metadata.uid>/<attempt>`. Written before
+/// OpenTunnel is called; the UID makes a copied or restored manifest harmless.
+pub const OPENING_ANNOTATION: &str = "opentunnel.dev/opening";
+/// Tag of an AWS tunnel that says whose it is: `<cluster id>/<namespace>/<metadata.uid>/<attempt>`.
+pub const OWNER_TAG: &str = "opentunnel.dev/owner";
+/// `type` of every token Secret.
+pub const SECRET_TYPE: &str = "opentunnel.dev/tunnel-tokens";
+/// Annotation of a token Secret: the AWS tunnel whose tokens it holds.
+pub const TUNNEL_ID_ANNOTATION: &str = "opentunnel.dev/tunnel-id";
+/// Annotation of a token Secret: the generation of its tokens, see [`TunnelStatus::token_generation`].
+pub const GENERATION_ANNOTATION: &str = "opentunnel.dev/token-generation";
+/// Annotation of a token Secret: SHA-256 of its data, in hexadecimal.
+pub const DIGEST_ANNOTATION: &str = "opentunnel.dev/data-sha256";
+/// Label of a token Secret, with the value [`MANAGER`].
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// The operator's name: value of [`MANAGED_BY_LABEL`], field manager and reporting controller.
+pub const MANAGER: &str = "opentunnel-operator";
+
+/// AWS's default for `timeout.maxLifetimeTimeoutMinutes`: 12 hours (OpenTunnel API reference).
+pub const DEFAULT_LIFETIME_MINUTES: i32 = 720;
+
+/// An AWS IoT Secure Tunneling tunnel. The operator opens it and writes its access tokens into Secrets.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "opentunnel.dev",
+    version = "v1alpha1",
+    kind = "Tunnel",
+    namespaced,
+    shortname = "tun",
+    doc = "A tunnel of AWS IoT Secure Tunneling, and the Secrets that hold its access tokens.",
+    category = "aws",
+    status = "TunnelStatus",
+    derive = "PartialEq",
+    selectable = ".spec.destination.thingName",
+    selectable = ".status.tunnelId",
+    printcolumn(name = "Thing", type_ = "string", json_path = ".spec.destination.thingName"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[0].reason"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Tunnel ID",
+        type_ = "string",
+        json_path = ".status.tunnelId",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Services",
+        type_ = "string",
+        json_path = ".spec.destination.services",
+        priority = 1
+    ),
+    validation = Rule::new("has(self.spec.secrets) || self.metadata.name.size() <= 246").message(
+        "metadata.name may have at most 246 characters, because the default Secret is called <name>-tokens: shorten the name, or name the Secrets in spec.secrets"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = immutable("description", "has(self.description) == has(oldSelf.description) && (!has(self.description) || self.description == oldSelf.description)"),
+    validation = immutable("destination", "has(self.destination) == has(oldSelf.destination) && (!has(self.destination) || self.destination == oldSelf.destination)"),
+    validation = immutable("tags", "has(self.tags) == has(oldSelf.tags) && (!has(self.tags) || self.tags == oldSelf.tags)"),
+    validation = immutable("timeout", "(has(self.timeout) && has(self.timeout.maxLifetimeTimeoutMinutes) ? self.timeout.maxLifetimeTimeoutMinutes : 720) == (has(oldSelf.timeout) && has(oldSelf.timeout.maxLifetimeTimeoutMinutes) ? oldSelf.timeout.maxLifetimeTimeoutMinutes : 720)"),
+    validation = immutable("secrets", "has(self.secrets) == has(oldSelf.secrets) && (!has(self.secrets) || self.secrets == oldSelf.secrets)"),
+)]
+pub struct TunnelSpec {
+    /// What the tunnel is for: one line, 1-2048 characters without control characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[^\\p{C}]*$')").message(
+        "must be one line without control characters (a YAML block '|' ends with a newline: use '>-' or quotes)"
+    ))]
+    pub description: Option<String>,
+    /// The device at the other end, and what is reached there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Destination>,
+    /// Tags of the AWS tunnel: at most 199, because AWS takes 200 and one is the operator's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 199))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["key".into()]))]
+    pub tags: Option<Vec<Tag>>,
+    /// How long the tunnel lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// The Secrets that get the tokens: 1-8. Left out: one called `<metadata.name>-tokens` with both sides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub secrets: Option<Vec<TokenSecret>>,
+    /// What becomes of the AWS tunnel when the Tunnel is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// A rule that keeps `field` as it is. Everything in the spec but `deletionPolicy` describes the
+/// arguments of one OpenTunnel call, and AWS has no call that changes them.
+fn immutable(field: &str, unchanged: &str) -> Rule {
+    Rule::new(unchanged)
+        .message(Message::Message(format!(
+            "{field} cannot be changed on an open tunnel: delete the Tunnel and apply it again"
+        )))
+        .field_path(format!(".{field}"))
+}
+
+/// The destination of a tunnel (OpenTunnel's `destinationConfig`).
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// The IoT thing, which gets its access token by MQTT: 1-128 of `a-z A-Z 0-9 : _ -`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = name_rule("thingName"))]
+    pub thing_name: Option<String>,
+    /// The services reached through the tunnel: 1-100 different ones, each 1-128 of `a-z A-Z 0-9 : _ -`.
+    #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 128)))]
+    #[x_kube(
+        merge_strategy = kube::core::ListMerge::Set,
+        validation = Rule::new("self.all(s, s.matches('^[a-zA-Z0-9:_-]+$'))").message(
+            "services: each may have only letters, digits and : _ -")
+    )]
+    pub services: Vec<String>,
+}
+
+fn name_rule(field: &str) -> Rule {
+    Rule::new("self.matches('^[a-zA-Z0-9:_-]+$')").message(Message::Message(format!(
+        "{field} may have only letters, digits and : _ -"
+    )))
+}
+
+/// A tag of the AWS tunnel.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    validation = Rule::new("!self.key.lowerAscii().startsWith('aws:')")
+        .message("tag keys that begin with aws: belong to AWS: choose another key").field_path(".key"),
+    validation = Rule::new("!self.key.startsWith('opentunnel.dev/')")
+        .message("tag keys that begin with opentunnel.dev/ belong to the operator: choose another key").field_path(".key"),
+)]
+pub struct Tag {
+    /// 1-128 letters, digits, white space and `_ . : / = + - @`.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]+$')")
+        .message("a tag's key may have only letters, digits, spaces and _ . : / = + - @"))]
+    pub key: String,
+    /// 0-256 letters, digits, white space and `_ . : / = + - @`.
+    #[schemars(length(max = 256))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*$')")
+        .message("a tag's value may have only letters, digits, spaces and _ . : / = + - @"))]
+    pub value: String,
+}
+
+/// How long a tunnel lives (OpenTunnel's `timeoutConfig`).
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeout {
+    /// Minutes until AWS closes the tunnel: 1-720. Left out: 720.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 720))]
+    pub max_lifetime_timeout_minutes: Option<i32>,
+}
+
+/// A Secret that gets tokens.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenSecret {
+    /// Name of the Secret, in the Tunnel's namespace.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')"
+    ).message("a Secret's name may have only a-z, 0-9, - and . and begins and ends with a letter or digit"))]
+    pub name: String,
+    /// Which side's tokens it gets.
+    #[serde(default)]
+    pub client_mode: ClientMode,
+}
+
+/// A side of a tunnel, in AWS's words (RotateTunnelAccessToken's `clientMode`).
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ClientMode {
+    /// The client's side.
+    Source,
+    /// The device's side.
+    Destination,
+    /// Both sides.
+    #[default]
+    All,
+}
+
+impl ClientMode {
+    /// Whether the source's tokens belong to this mode.
+    pub fn has_source(self) -> bool {
+        self != Self::Destination
+    }
+
+    /// Whether the destination's tokens belong to this mode.
+    pub fn has_destination(self) -> bool {
+        self != Self::Source
+    }
+
+    /// The mode that covers both.
+    pub fn union(self, other: Self) -> Self {
+        if self == other { self } else { Self::All }
+    }
+}
+
+/// What becomes of the AWS tunnel when its Tunnel is deleted.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// CloseTunnel is called before the Tunnel goes.
+    #[default]
+    Close,
+    /// The tunnel stays open until its lifetime ends, and is no longer this cluster's. One that
+    /// was never Ready is closed all the same: nobody has its tokens.
+    Retain,
+}
+
+/// What the operator knows of the tunnel. Never a token.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// The `metadata.generation` that this status speaks of; -1 before the first write.
+    pub observed_generation: Option<i64>,
+    /// AWS's ID of the tunnel.
+    #[schemars(length(max = 128))]
+    pub tunnel_id: Option<String>,
+    /// AWS's ARN of the tunnel.
+    #[schemars(length(max = 1600))]
+    pub tunnel_arn: Option<String>,
+    /// AWS's state of the tunnel: OPEN or CLOSED.
+    pub state: Option<State>,
+    /// When the tunnel was opened.
+    #[schemars(with = "Option<Time>")]
+    pub opened_at: Option<Timestamp>,
+    /// When its lifetime ends: AWS closes it then.
+    #[schemars(with = "Option<Time>")]
+    pub expires_at: Option<Timestamp>,
+    /// When it was closed.
+    #[schemars(with = "Option<Time>")]
+    pub closed_at: Option<Timestamp>,
+    /// The Secrets that hold its tokens.
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    pub secrets: Option<Vec<String>>,
+    /// Counts the tokens' generations: an opening is one, each rotation is one. A Secret is written
+    /// only over a lower generation.
+    pub token_generation: Option<i64>,
+    /// SHA-256 over the names and data of all token Secrets, in hexadecimal: how an edit is noticed.
+    #[schemars(length(max = 128))]
+    pub tokens_digest: Option<String>,
+    /// The conditions, the main one (`Ready` or `Ended`) first.
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Option<Vec<Condition>>,
+}
+
+/// AWS's state of a tunnel.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// It can be used.
+    Open,
+    /// It is gone for good: AWS cannot open it again.
+    Closed,
+}
+
+/// One aspect of the state, in the shape of `metav1.Condition`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Ready`, `Ended`, `Reconciling` or `Stalled`.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 316))]
+    pub type_: String,
+    /// `True` or `False`.
+    #[schemars(extend("enum" = ["True", "False", "Unknown"]))]
+    pub status: String,
+    /// The `metadata.generation` that this condition speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When `status` last changed.
+    #[schemars(with = "Time")]
+    pub last_transition_time: Timestamp,
+    /// Why, in one word: a [`Reason`].
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+    /// Why, for people.
+    #[schemars(length(max = 32768))]
+    pub message: String,
+}
+
+/// Schema of a Kubernetes time: RFC 3339.
+struct Time;
+
+impl JsonSchema for Time {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+/// The reasons of the main condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Ready: the tunnel is open and its live tokens are in the Secrets.
+    Open,
+    /// OpenTunnel is queued or in flight for longer than 5 s.
+    Opening,
+    /// AWS's account limit holds all openings back.
+    LimitExceeded,
+    /// A call to AWS fails without an answer, with a 5xx or by throttling.
+    AwsUnavailable,
+    /// New tokens are being made.
+    Rotating,
+    /// The tunnel is being closed.
+    Closing,
+    /// AWS refuses the credentials or their rights.
+    AccessDenied,
+    /// AWS refuses what the spec says.
+    InvalidRequest,
+    /// A Secret of a wanted name belongs to somebody else.
+    SecretConflict,
+    /// Ended: the lifetime ran out.
+    Expired,
+    /// Ended: closed by somebody else.
+    Closed,
+}
+
+impl Reason {
+    /// Every reason, to read one back from a condition.
+    const ALL: [Self; 11] = [
+        Self::Open,
+        Self::Opening,
+        Self::LimitExceeded,
+        Self::AwsUnavailable,
+        Self::Rotating,
+        Self::Closing,
+        Self::AccessDenied,
+        Self::InvalidRequest,
+        Self::SecretConflict,
+        Self::Expired,
+        Self::Closed,
+    ];
+
+    /// The reason that a condition's text names.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.to_string() == text)
+    }
+
+    /// Nothing more follows: the main condition is `Ended`, not `Ready`.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Expired | Self::Closed)
+    }
+
+    /// A person has to do something: the condition `Stalled` stands beside.
+    pub fn is_stalled(self) -> bool {
+        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The CustomResourceDefinition, as `crds/tunnels.yaml` has it.
+///
+/// Three things cannot be said by derive: an Option is a field that may be left out, not one that
+/// may be null (a null would be stored, and a rule's `has()` would see it); `spec` may be left out
+/// as a whole; and a status that was never written says so by `observedGeneration: -1`, so that
+/// kstatus (Flux, Argo CD) reads InProgress until the first write.
+pub fn definition() -> CustomResourceDefinition {
+    let mut crd = Tunnel::crd();
+    for version in &mut crd.spec.versions {
+        let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else {
+            continue;
+        };
+        no_nulls(root);
+        for (name, default) in [
+            ("spec", serde_json::json!({})),
+            ("status", serde_json::json!({"observedGeneration": -1})),
+        ] {
+            if let Some(schema) = root.properties.as_mut().and_then(|p| p.get_mut(name)) {
+                schema.default =
+                    Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSON(default));
+            }
+        }
+    }
+    crd
+}
+
+/// Takes `nullable` out of a schema and all that it holds.
+fn no_nulls(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema
+        .properties
+        .iter_mut()
+        .flat_map(|p| p.values_mut())
+        .for_each(no_nulls);
+    if let Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaPropsOrArray::Schema(
+        items,
+    )) = &mut schema.items
+    {
+        no_nulls(items);
+    }
+}
+
+/// Fields of this version's schema that an installed CRD lacks, such as `status.tokenGeneration`: the
+/// API server would drop them silently.
+pub fn missing_fields(installed: &CustomResourceDefinition) -> Vec<String> {
+    fn compare(ours: &JSONSchemaProps, theirs: Option<&JSONSchemaProps>, path: &str, missing: &mut Vec<String>) {
+        for (name, schema) in ours.properties.iter().flatten() {
+            let path = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            match theirs.and_then(|t| t.properties.as_ref()).and_then(|p| p.get(name)) {
+                Some(theirs) => compare(schema, Some(theirs), &path, missing),
+                None => missing.push(path),
+            }
+        }
+    }
+    let schema = |crd: &CustomResourceDefinition| {
+        let version = crd.spec.versions.iter().find(|v| v.name == "v1alpha1")?;
+        version.schema.as_ref()?.open_api_v3_schema.clone()
+    };
+    let mut missing = Vec::new();
+    if let Some(ours) = schema(&definition()) {
+        compare(&ours, schema(installed).as_ref(), "", &mut missing);
+    }
+    missing
+}

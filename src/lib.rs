@@ -1,0 +1,16 @@
+//! The OpenTunnel operator: a `Tunnel` in Kubernetes becomes a tunnel of AWS IoT Secure Tunneling,
+//! and its access tokens come into Secrets.
+//!
+//! `main` reads [`config`] and wires the parts. [`controller`] watches Tunnels ([`crd`]) and reconciles
+//! each in five steps; what is hard is in its pure step `decide`. What all Tunnels share stands beside
+//! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas) and [`poller`]
+//! (what AWS has). [`telemetry`] is what people and probes see.
+
+pub mod aws;
+pub mod config;
+pub mod controller;
+pub mod crd;
+pub mod pacer;
+pub mod poller;
+pub mod telemetry;
+pub mod tunnels;

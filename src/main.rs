@@ -1,0 +1,185 @@
+//! Flags, wiring, shutdown.
+
+use clap::Parser;
+use futures::future::{FutureExt, join_all};
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, Client};
+use opentunnel_operator::aws::Aws;
+use opentunnel_operator::config::{Command, Run};
+use opentunnel_operator::controller::act::close_abandoned;
+use opentunnel_operator::controller::observe::Limits;
+use opentunnel_operator::controller::{self, Context, Parts, Watch};
+use opentunnel_operator::{crd, telemetry};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The limit of each request at start.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// Tunnels that were listed at start are all in the queue by then, so that the oldest is first.
+const GATHER: Duration = Duration::from_millis(200);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Crd => serde_saphyr::to_string(&crd::definition())
+            .map(|yaml| print!("{yaml}"))
+            .map_err(|e| e.to_string()),
+        Command::Run(flags) => run(*flags).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("opentunnel-operator: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: Run) -> Result<(), String> {
+    flags.check()?;
+    telemetry::start_log(flags.log_format, &flags.log_filter)?;
+    let signals = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
+    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let stopped = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("stopping: calls in flight are finished, and what they return is written");
+    };
+    let listener = TcpListener::bind(flags.http_addr).await.map_err(|e| {
+        format!(
+            "cannot listen on --http-addr {}: {e}; choose another address",
+            flags.http_addr
+        )
+    })?;
+    let ready = Arc::new(AtomicBool::new(false));
+    let probes = tokio::spawn(telemetry::serve(listener, ready.clone()));
+    tokio::pin!(stopped);
+    let ctx = tokio::select! {
+        ctx = connect(&flags) => ctx?,
+        () = &mut stopped => return Ok(()),
+    };
+    let (ctx, woken, mut to_close) = ctx;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let namespaces = match flags.watch_namespace.as_slice() {
+        [] => vec![None],
+        names => names.iter().cloned().map(Some).collect(),
+    };
+    let mut runs = Vec::new();
+    let mut watches = Vec::new();
+    for namespace in namespaces {
+        let mut stopping = stopping.clone();
+        let (watch, run) = Watch::start(&ctx, namespace, async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        });
+        watches.push(watch);
+        runs.push(tokio::spawn(run));
+    }
+    let watches = Arc::new(watches);
+    let shared = ctx.clone();
+    let closer = tokio::spawn(async move {
+        while let Some((key, tunnel)) = to_close.recv().await {
+            let ctx = shared.clone();
+            tokio::spawn(async move { close_abandoned(&ctx, key, tunnel).await });
+        }
+    });
+    let (shared, told) = (ctx.clone(), watches.clone());
+    let background = tokio::spawn(async move {
+        let waking = controller::wake(&told, woken);
+        let serving = async {
+            join_all(told.iter().map(Watch::synced)).await;
+            ready.store(true, Ordering::Relaxed);
+            tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
+            tokio::time::sleep(GATHER).await;
+            let poll = shared.poller.run(|| controller::watched(&told));
+            tokio::join!(poll, shared.open.run(), shared.close.run(), shared.rotate.run())
+        };
+        tokio::join!(waking, serving)
+    });
+    stopped.await;
+    ctx.stopping.store(true, Ordering::Relaxed);
+    let _ = stop.send(true);
+    join_all(runs).map(drop).await;
+    for task in [probes.abort_handle(), closer.abort_handle(), background.abort_handle()] {
+        task.abort();
+    }
+    Ok(())
+}
+
+type Connected = (
+    Arc<Context>,
+    tokio::sync::mpsc::UnboundedReceiver<opentunnel_operator::pacer::Key>,
+    tokio::sync::mpsc::UnboundedReceiver<(opentunnel_operator::pacer::Key, opentunnel_operator::tunnels::TunnelRef)>,
+);
+
+/// Finds the cluster and AWS, and says what to do where one is missing.
+async fn connect(flags: &Run) -> Result<Connected, String> {
+    let mut config = kube::Config::infer().await.map_err(|e| {
+        format!("no Kubernetes cluster is configured ({e}): run in a Pod with a ServiceAccount, or set KUBECONFIG")
+    })?;
+    // A write whose answer was lost must be judged, not sent again: see Context::client.
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
+    check_crd(&client, &server).await?;
+    let cluster = match &flags.cluster_id {
+        Some(id) => id.clone(),
+        None => cluster_id(&client).await?,
+    };
+    let aws = Aws::from_env(flags.aws_timeout).await.map_err(|e| e.to_string())?;
+    Ok(Context::new(Parts {
+        client,
+        aws,
+        cluster,
+        limits: Limits {
+            aws_timeout: flags.aws_timeout,
+            recovery_grace: flags.recovery_grace,
+        },
+        open_rate: flags.open_rate,
+        close_rate: flags.close_rate,
+        poll_interval: flags.poll_interval,
+    }))
+}
+
+async fn cluster_id(client: &Client) -> Result<String, String> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let namespace = tokio::time::timeout(START_TIMEOUT, api.get("kube-system"))
+        .await
+        .map_err(|_| "the API server does not answer".to_owned())?
+        .map_err(|e| {
+            format!("cannot read the UID of namespace kube-system ({e}): grant get on it, or set --cluster-id")
+        })?;
+    namespace
+        .metadata
+        .uid
+        .ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
+}
+
+/// The CRD must be there, and have all that this operator writes: an older one would drop it silently.
+async fn check_crd(client: &Client, server: &str) -> Result<(), String> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let found = tokio::time::timeout(START_TIMEOUT, api.get_opt("tunnels.opentunnel.dev"))
+        .await
+        .map_err(|_| format!("the Kubernetes API server {server} does not answer within {START_TIMEOUT:?}"))?;
+    let installed = match found {
+        Ok(Some(crd)) => crd,
+        Ok(None) => return Err("the CustomResourceDefinition tunnels.opentunnel.dev is not installed: kubectl apply -f crds/tunnels.yaml (or: opentunnel-operator crd | kubectl apply -f -)".into()),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            tracing::warn!("cannot read the CustomResourceDefinition ({}), so its age is not checked", status.message);
+            return Ok(());
+        }
+        Err(kube::Error::Api(status)) => return Err(format!("the Kubernetes API server {server} refuses: {}", status.message)),
+        Err(e) => return Err(format!("the Kubernetes API server {server} cannot be reached ({e}): is the cluster up, and does KUBECONFIG name it?")),
+    };
+    match crd::missing_fields(&installed).as_slice() {
+        [] => Ok(()),
+        missing => Err(format!(
+            "the installed CustomResourceDefinition tunnels.opentunnel.dev is too old (it lacks {}): kubectl apply -f crds/tunnels.yaml",
+            missing.join(", ")
+        )),
+    }
+}

@@ -1,0 +1,493 @@
+//! One pacer per AWS operation, shared by all Tunnels: it spaces the calls to AWS's quota.
+//!
+//! A reconcile never waits in the queue. It takes a ticket and returns; the pacer wakes the Tunnel
+//! when its turn has come. Within a namespace the order is creationTimestamp (so it is the same
+//! after a restart), and the namespaces take turns, so that none can starve another.
+//!
+//! After LimitExceededException or throttling the gate shuts: then one probe at a time goes through,
+//! after an exponential backoff with full jitter; a success opens the gate again.
+
+use crate::tunnels::{CallError, CallErrorKind};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// Spacing beyond the quota's: calls that leave in time may arrive closer together than they left.
+const MARGIN: f64 = 1.02;
+/// A turn that is not used within this time goes to the next in the queue. Longer than the two
+/// writes that may come between the turn and its call.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
+/// The longest pause between two probes of a shut gate.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Whose ticket it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The Tunnel's namespace.
+    pub namespace: String,
+    /// The Tunnel's name.
+    pub name: String,
+    /// The Tunnel's UID: two Tunnels of the same name, one after the other, are two keys.
+    pub uid: String,
+}
+
+/// Where a Tunnel stands in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It has no ticket.
+    None,
+    /// It has a ticket.
+    Waiting,
+    /// It is its turn, for a few seconds.
+    Granted,
+}
+
+/// A shut gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// [`CallErrorKind::LimitExceeded`] or [`CallErrorKind::Throttled`].
+    pub cause: CallErrorKind,
+    /// AWS's words.
+    pub message: String,
+    /// Since when it is shut.
+    pub since: Timestamp,
+}
+
+/// The pacer of one operation.
+pub struct Pacer {
+    interval: Duration,
+    state: Mutex<State>,
+    changed: Notify,
+    wake: mpsc::UnboundedSender<Key>,
+}
+
+/// Place in a namespace's queue.
+type Place = (Timestamp, u64);
+
+#[derive(Default)]
+struct State {
+    /// The waiting, by namespace.
+    queues: BTreeMap<String, BTreeMap<Place, Key>>,
+    tickets: HashMap<Key, Ticket>,
+    /// The namespace that had the last turn.
+    last_namespace: String,
+    issued: u64,
+    last_call: Option<Instant>,
+    shut: Option<Shut>,
+}
+
+#[derive(Clone, Copy)]
+struct Ticket {
+    place: Place,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Waiting,
+    Granted(Instant),
+    Calling(Instant),
+}
+
+struct Shut {
+    gate: Gate,
+    at: Instant,
+    failures: u32,
+    probe_at: Instant,
+}
+
+impl Pacer {
+    /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`.
+    pub fn new(rate: f64, wake: mpsc::UnboundedSender<Key>) -> Self {
+        Self {
+            interval: Duration::from_secs_f64(MARGIN / rate),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            wake,
+        }
+    }
+
+    /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
+    pub fn take(&self, key: &Key, created: Timestamp) {
+        let mut state = self.lock();
+        if state.tickets.contains_key(key) {
+            return;
+        }
+        state.issued += 1;
+        let place = (created, state.issued);
+        state.enqueue(key.clone(), place);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Where `key` stands.
+    pub fn turn(&self, key: &Key) -> Turn {
+        match self.lock().tickets.get(key).map(|t| t.stage) {
+            None => Turn::None,
+            Some(Stage::Waiting) => Turn::Waiting,
+            Some(Stage::Granted(_) | Stage::Calling(_)) => Turn::Granted,
+        }
+    }
+
+    /// Gives the ticket back, if there is one.
+    pub fn give_back(&self, key: &Key) {
+        if self.lock().remove(key) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The call leaves now.
+    pub fn begin(&self, key: &Key) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.last_call = Some(now);
+        if let Some(ticket) = state.tickets.get_mut(key) {
+            ticket.stage = Stage::Calling(now);
+        }
+    }
+
+    /// The call ended. Refused by a limit, `key` keeps its place in the queue; else its ticket is used up.
+    pub fn end<T>(&self, key: &Key, outcome: &Result<T, CallError>) {
+        let mut state = self.lock();
+        let Some(ticket) = state.tickets.get(key).copied() else {
+            return;
+        };
+        state.remove(key);
+        let mut shut_now = Vec::new();
+        match outcome {
+            Ok(_) => state.shut = None,
+            Err(e) if matches!(e.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) => {
+                state.enqueue(key.clone(), ticket.place);
+                if state.shut.is_none() {
+                    shut_now = state.queues.values().flat_map(|q| q.values().cloned()).collect();
+                }
+                state.refuse(e, ticket.stage);
+            }
+            // Neither open nor shut is shown by it: a probe goes on probing.
+            Err(_) => {
+                if let Some(shut) = &mut state.shut {
+                    shut.probe_at = Instant::now() + backoff(shut.failures);
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        // Told once, when the gate shuts: what they report changes then, and not with every probe.
+        for key in shut_now {
+            let _ = self.wake.send(key);
+        }
+    }
+
+    /// A tunnel has closed: there may be room now, so the next probe goes at once.
+    pub fn probe_now(&self) {
+        if let Some(shut) = &mut self.lock().shut {
+            shut.probe_at = Instant::now();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// The gate, if it is shut.
+    pub fn gate(&self) -> Option<Gate> {
+        self.lock().shut.as_ref().map(|shut| shut.gate.clone())
+    }
+
+    /// Waits for the turn of `key`, who is no Tunnel that could be woken.
+    pub async fn acquire(&self, key: &Key, created: Timestamp) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            self.take(key, created);
+            if self.turn(key) == Turn::Granted {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives turns, for ever.
+    pub async fn run(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let next = self.lock().next(self.interval);
+            match next {
+                Next::Grant(key) => {
+                    self.changed.notify_waiters();
+                    let _ = self.wake.send(key);
+                }
+                Next::At(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at) => {}
+                        () = changed => {}
+                    }
+                }
+                Next::Idle => changed.await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves nothing half done in here: each change is one step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Next {
+    Grant(Key),
+    At(Instant),
+    Idle,
+}
+
+impl State {
+    fn enqueue(&mut self, key: Key, place: Place) {
+        self.tickets.insert(
+            key.clone(),
+            Ticket {
+                place,
+                stage: Stage::Waiting,
+            },
+        );
+        self.queues.entry(key.namespace.clone()).or_default().insert(place, key);
+    }
+
+    fn remove(&mut self, key: &Key) -> bool {
+        let Some(ticket) = self.tickets.remove(key) else {
+            return false;
+        };
+        if let Some(queue) = self.queues.get_mut(&key.namespace) {
+            queue.remove(&ticket.place);
+            if queue.is_empty() {
+                self.queues.remove(&key.namespace);
+            }
+        }
+        true
+    }
+
+    /// A call that left before the gate shut says nothing new about it.
+    fn refuse(&mut self, error: &CallError, stage: Stage) {
+        let now = Instant::now();
+        match &mut self.shut {
+            Some(shut) => {
+                if matches!(stage, Stage::Calling(at) if at >= shut.at) {
+                    shut.failures += 1;
+                    shut.probe_at = now + backoff(shut.failures);
+                }
+            }
+            None => {
+                let gate = Gate {
+                    cause: error.kind,
+                    message: error.message.clone(),
+                    since: Timestamp::now(),
+                };
+                self.shut = Some(Shut {
+                    gate,
+                    at: now,
+                    failures: 0,
+                    probe_at: now + backoff(0),
+                });
+            }
+        }
+    }
+
+    /// Gives the next turn, if it is time for one.
+    fn next(&mut self, interval: Duration) -> Next {
+        let now = Instant::now();
+        let lapsed: Vec<Key> = self
+            .tickets
+            .iter()
+            .filter(|(_, t)| matches!(t.stage, Stage::Granted(at) if now >= at + TURN_LIMIT))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &lapsed {
+            self.remove(key);
+        }
+        let granted = self.tickets.values().find_map(|t| match t.stage {
+            Stage::Granted(at) => Some(at),
+            _ => None,
+        });
+        if let Some(at) = granted {
+            return Next::At(at + TURN_LIMIT);
+        }
+        let probing = self.tickets.values().any(|t| matches!(t.stage, Stage::Calling(_)));
+        if self.queues.is_empty() || (self.shut.is_some() && probing) {
+            return Next::Idle;
+        }
+        let spaced = self.last_call.map(|at| at + interval);
+        let probe = self.shut.as_ref().map(|shut| shut.probe_at);
+        if let Some(due) = spaced.max(probe).filter(|due| *due > now) {
+            return Next::At(due);
+        }
+        let Some(key) = self.pop() else { return Next::Idle };
+        Next::Grant(key)
+    }
+
+    /// The first of the namespace that comes after the one that had the last turn.
+    fn pop(&mut self) -> Option<Key> {
+        let after = (Bound::Excluded(self.last_namespace.clone()), Bound::Unbounded);
+        let namespace = self
+            .queues
+            .range(after)
+            .next()
+            .or_else(|| self.queues.iter().next())?
+            .0
+            .clone();
+        let queue = self.queues.get_mut(&namespace)?;
+        let (_, key) = queue.pop_first()?;
+        if queue.is_empty() {
+            self.queues.remove(&namespace);
+        }
+        if let Some(ticket) = self.tickets.get_mut(&key) {
+            ticket.stage = Stage::Granted(Instant::now());
+        }
+        self.last_namespace = namespace;
+        Some(key)
+    }
+}
+
+/// Exponential, with full jitter: 0 to 1, 2, 4 … 60 s.
+fn backoff(failures: u32) -> Duration {
+    let limit = Duration::from_secs(1)
+        .saturating_mul(1 << failures.min(16))
+        .min(MAX_BACKOFF);
+    limit.mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn key(namespace: &str, name: &str) -> Key {
+        Key {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: name.into(),
+        }
+    }
+
+    fn pacer(rate: f64) -> (Arc<Pacer>, mpsc::UnboundedReceiver<Key>) {
+        let (wake, woken) = mpsc::unbounded_channel();
+        let pacer = Arc::new(Pacer::new(rate, wake));
+        let running = pacer.clone();
+        tokio::spawn(async move { running.run().await });
+        (pacer, woken)
+    }
+
+    fn limit() -> Result<(), CallError> {
+        Err(CallError {
+            kind: CallErrorKind::LimitExceeded,
+            message: "limit".into(),
+        })
+    }
+
+    fn created(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
+        let (pacer, mut woken) = pacer(1.0);
+        for (namespace, name, at) in [
+            ("a", "a2", 2),
+            ("a", "a1", 1),
+            ("a", "a3", 3),
+            ("b", "b1", 9),
+            ("c", "c1", 9),
+        ] {
+            pacer.take(&key(namespace, name), created(at));
+        }
+        let start = Instant::now();
+        let mut order = Vec::new();
+        for _ in 0..5 {
+            let key = woken.recv().await.unwrap();
+            assert_eq!(pacer.turn(&key), Turn::Granted);
+            pacer.begin(&key);
+            pacer.end(&key, &Ok(()));
+            order.push(key.name);
+        }
+        assert_eq!(order, ["a1", "b1", "c1", "a2", "a3"]);
+        let spaced = start.elapsed();
+        assert!(
+            spaced >= Duration::from_millis(4 * 1020) && spaced < Duration::from_millis(4 * 1020 + 50),
+            "{spaced:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_call_keeps_its_place_and_the_gate_lets_one_probe_through_at_a_time() {
+        let (pacer, mut woken) = pacer(1000.0);
+        for name in ["1", "2", "3"] {
+            pacer.take(&key("a", name), created(0));
+        }
+        let first = woken.recv().await.unwrap();
+        pacer.begin(&first);
+        pacer.end(&first, &limit());
+        let gate = pacer.gate().unwrap();
+        assert_eq!(
+            (gate.cause, gate.message.as_str()),
+            (CallErrorKind::LimitExceeded, "limit")
+        );
+        // All three are told that the gate is shut; then one gets the probe.
+        let told: Vec<_> = [woken.recv().await, woken.recv().await, woken.recv().await]
+            .into_iter()
+            .flatten()
+            .collect();
+        assert_eq!(told.len(), 3);
+        let probe = woken.recv().await.unwrap();
+        assert_eq!(probe, first, "keeps its place");
+        pacer.begin(&probe);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(woken.try_recv().is_err(), "a second probe beside the first");
+        pacer.end(&probe, &Ok(()));
+        assert_eq!(pacer.gate(), None);
+        assert_eq!(woken.recv().await.unwrap().name, "2");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_closes_wakes_the_gate_at_once() {
+        let (pacer, mut woken) = pacer(1000.0);
+        let key = key("a", "1");
+        pacer.take(&key, created(0));
+        for _ in 0..10 {
+            while pacer.turn(&key) != Turn::Granted {
+                woken.recv().await.unwrap();
+            }
+            pacer.begin(&key);
+            pacer.end(&key, &limit());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await; // the spacing of 1000 a second
+        pacer.probe_now();
+        let before = Instant::now();
+        while pacer.turn(&key) != Turn::Granted {
+            woken.recv().await.unwrap();
+        }
+        assert!(before.elapsed() < Duration::from_millis(5), "{:?}", before.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_nobody_uses_goes_to_the_next() {
+        let (pacer, mut woken) = pacer(1.0);
+        pacer.take(&key("a", "1"), created(1));
+        pacer.take(&key("a", "2"), created(2));
+        assert_eq!(woken.recv().await.unwrap().name, "1");
+        assert_eq!(woken.recv().await.unwrap().name, "2");
+        assert_eq!(pacer.turn(&key("a", "1")), Turn::None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ticket_that_is_given_back_frees_the_turn() {
+        let (pacer, mut woken) = pacer(1.0);
+        pacer.take(&key("a", "1"), created(1));
+        pacer.take(&key("a", "2"), created(2));
+        let start = Instant::now();
+        pacer.give_back(&woken.recv().await.unwrap());
+        assert_eq!(woken.recv().await.unwrap().name, "2");
+        assert!(start.elapsed() < Duration::from_millis(10));
+    }
+}

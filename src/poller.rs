@@ -1,0 +1,341 @@
+//! The one who asks AWS what there is. Nothing is polled per Tunnel that can be polled once: a round
+//! of ListTunnels serves all Tunnels, those whose tunnel may have been closed by somebody else and
+//! those that look for a tunnel that an earlier attempt may have opened.
+
+use crate::aws::Aws;
+use crate::controller::decide::CLOCK_TOLERANCE;
+use crate::controller::observe::{Found, Heard, Mono, Search};
+use crate::crd::State;
+use crate::pacer::Key;
+use crate::tunnels::{CallError, CallErrorKind, Owner, Summary, TunnelId, Word};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+
+/// A tunnel lives at most 12 hours: what is older needs no look. Ten minutes for clocks that differ.
+const OLDEST: SignedDuration = SignedDuration::from_mins(12 * 60 + 10);
+/// A tunnel was opened after its Tunnel was created, less this for clocks that differ.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
+/// Spacing of reads: AWS's quota is 10 a second for each operation.
+const SPACING: Duration = Duration::from_millis(102);
+/// Searches that come together are served by one listing.
+const GATHER: Duration = Duration::from_millis(50);
+/// The longest pause after a read that failed.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// A Tunnel's tunnel that is thought to be open.
+#[derive(Clone)]
+pub struct Watched {
+    /// Whose.
+    pub key: Key,
+    /// Which.
+    pub id: TunnelId,
+    /// When it was opened, as recorded.
+    pub opened_at: Timestamp,
+}
+
+/// The poller.
+pub struct Poller {
+    aws: Aws,
+    cluster: String,
+    interval: Duration,
+    start: Instant,
+    state: Mutex<Shared>,
+    asked: Notify,
+    wake: mpsc::UnboundedSender<Key>,
+}
+
+#[derive(Default)]
+struct Shared {
+    searches: HashMap<Key, Searching>,
+    describes: HashMap<Key, TunnelId>,
+    heard: HashMap<TunnelId, Heard>,
+    failing: Option<CallError>,
+}
+
+struct Searching {
+    created: Timestamp,
+    since: Mono,
+    result: Option<Search>,
+}
+
+impl Searching {
+    fn is_pending(&self) -> bool {
+        self.result.as_ref().is_none_or(|r| r.started < self.since)
+    }
+}
+
+impl Poller {
+    /// A poller for the tunnels of `cluster`, with a round every `interval` while there is something
+    /// to look at. `start` is where [`Mono`] counts from.
+    pub fn new(
+        aws: Aws,
+        cluster: String,
+        interval: Duration,
+        start: Instant,
+        wake: mpsc::UnboundedSender<Key>,
+    ) -> Self {
+        Self {
+            aws,
+            cluster,
+            interval,
+            start,
+            state: Mutex::default(),
+            asked: Notify::new(),
+            wake,
+        }
+    }
+
+    /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
+    pub fn search(&self, key: &Key, created: Timestamp, since: Mono) {
+        let mut state = self.lock();
+        let search = state.searches.entry(key.clone()).or_insert(Searching {
+            created,
+            since,
+            result: None,
+        });
+        search.since = search.since.max(since);
+        drop(state);
+        self.asked.notify_one();
+    }
+
+    /// Asks AWS about one tunnel. The Tunnel is woken by the answer.
+    pub fn describe(&self, key: &Key, id: &TunnelId) {
+        self.lock().describes.insert(key.clone(), id.clone());
+        self.asked.notify_one();
+    }
+
+    /// The last completed search of a Tunnel.
+    pub fn found(&self, key: &Key) -> Option<Search> {
+        self.lock().searches.get(key).and_then(|s| s.result.clone())
+    }
+
+    /// AWS's last word on a tunnel.
+    pub fn heard(&self, id: &TunnelId) -> Option<Heard> {
+        self.lock().heard.get(id).copied()
+    }
+
+    /// What reads fail with at present.
+    pub fn failing(&self) -> Option<CallError> {
+        self.lock().failing.clone()
+    }
+
+    /// Drops what was searched for a Tunnel: it is Ready, or gone.
+    pub fn forget(&self, key: &Key) {
+        let mut state = self.lock();
+        state.searches.remove(key);
+        state.describes.remove(key);
+    }
+
+    /// Polls for ever. `watched` names the tunnels that are thought to be open.
+    pub async fn run(&self, watched: impl Fn() -> Vec<Watched>) {
+        let mut last_round: Option<Instant> = None;
+        let mut failures: u32 = 0;
+        loop {
+            let due = last_round.map_or(Duration::ZERO, |at| self.interval.saturating_sub(at.elapsed()));
+            if !self.is_asked() {
+                tokio::select! {
+                    () = tokio::time::sleep(due) => {}
+                    () = self.asked.notified() => tokio::time::sleep(GATHER).await,
+                }
+            }
+            let round_due = last_round.is_none_or(|at| at.elapsed() >= self.interval);
+            let watched = if round_due { watched() } else { Vec::new() };
+            let mut outcome = self.describe_asked().await;
+            let searching = self.lock().searches.values().any(Searching::is_pending);
+            if outcome.is_ok() && (searching || !watched.is_empty()) {
+                outcome = self.round(&watched).await;
+            }
+            if round_due && outcome.is_ok() {
+                last_round = Some(Instant::now());
+            }
+            self.note_failure(outcome.as_ref().err());
+            match outcome {
+                Ok(()) => failures = 0,
+                Err(_) => {
+                    let limit = Duration::from_millis(500)
+                        .saturating_mul(1 << failures.min(8))
+                        .min(MAX_BACKOFF);
+                    failures += 1;
+                    tokio::time::sleep(limit.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+                }
+            }
+        }
+    }
+
+    fn is_asked(&self) -> bool {
+        let state = self.lock();
+        !state.describes.is_empty() || state.searches.values().any(Searching::is_pending)
+    }
+
+    /// Tells those who wait for an answer when reads begin to fail, and when what they fail with changes.
+    fn note_failure(&self, error: Option<&CallError>) {
+        let mut state = self.lock();
+        let changed = state.failing.as_ref().map(|e| e.kind) != error.map(|e| e.kind);
+        state.failing = error.cloned();
+        if let (true, Some(error)) = (changed, error) {
+            tracing::warn!(error = %error, "AWS cannot be asked about tunnels; trying again");
+            for key in state.searches.keys().chain(state.describes.keys()) {
+                let _ = self.wake.send(key.clone());
+            }
+        }
+    }
+
+    fn asked(&self) -> Vec<(Key, TunnelId)> {
+        self.lock()
+            .describes
+            .iter()
+            .map(|(key, id)| (key.clone(), id.clone()))
+            .collect()
+    }
+
+    fn hear(&self, key: &Key, id: TunnelId, heard: Heard) {
+        let mut state = self.lock();
+        state.heard.insert(id, heard);
+        state.describes.remove(key);
+    }
+
+    async fn describe_asked(&self) -> Result<(), CallError> {
+        for (key, id) in self.asked() {
+            let at = self.now();
+            let word = self.aws.describe(&id).await?.word;
+            self.hear(&key, id, Heard { word, asked: at });
+            let _ = self.wake.send(key);
+            tokio::time::sleep(SPACING).await;
+        }
+        Ok(())
+    }
+
+    /// One listing, and what follows from it for everybody.
+    async fn round(&self, watched: &[Watched]) -> Result<(), CallError> {
+        let started = self.now();
+        let searches: Vec<(Key, Timestamp)> = self
+            .lock()
+            .searches
+            .iter()
+            .filter(|(_, s)| s.is_pending() && s.since <= started)
+            .map(|(key, s)| (key.clone(), s.created))
+            .collect();
+        let oldest = Timestamp::now().saturating_sub(OLDEST).unwrap_or(Timestamp::MIN);
+        let created = searches.iter().map(|(_, created)| *created).min();
+        let created = created.and_then(|c| c.saturating_sub(CLOCKS_DIFFER).ok());
+        // A search alone need not go back beyond what it searches for.
+        let until = created.filter(|_| watched.is_empty()).map_or(oldest, |c| c.max(oldest));
+        let listed = self.list(until).await?;
+        if let Some(created) = created.filter(|_| !searches.is_empty()) {
+            self.answer_searches(&searches, &listed, created, started).await?;
+        }
+        self.compare(watched, &listed, started).await
+    }
+
+    async fn list(&self, until: Timestamp) -> Result<Vec<Summary>, CallError> {
+        let (mut listed, mut token) = (Vec::new(), None);
+        loop {
+            let page = self.aws.list(token).await?;
+            let beyond = page.summaries.last().is_none_or(|s| s.created_at < until);
+            listed.extend(page.summaries);
+            token = page.next_token;
+            if beyond || token.is_none() {
+                return Ok(listed);
+            }
+            tokio::time::sleep(SPACING).await;
+        }
+    }
+
+    /// Describes the open tunnels of the time in question, once each, for their owner tags.
+    async fn answer_searches(
+        &self,
+        searches: &[(Key, Timestamp)],
+        listed: &[Summary],
+        created: Timestamp,
+        started: Mono,
+    ) -> Result<(), CallError> {
+        let mut owned: Vec<(&Summary, Owner)> = Vec::new();
+        for summary in listed
+            .iter()
+            .filter(|s| s.state == State::Open && s.created_at >= created)
+        {
+            let owner = match self.aws.describe(&summary.tunnel.id).await {
+                Ok(described) => described.owner.filter(|_| matches!(described.word, Word::Open { .. })),
+                Err(e) if e.kind == CallErrorKind::NotFound => None,
+                Err(e) => return Err(e),
+            };
+            owned.extend(owner.filter(|o| o.cluster == self.cluster).map(|o| (summary, o)));
+            tokio::time::sleep(SPACING).await;
+        }
+        let mut state = self.lock();
+        for (key, _) in searches {
+            let found = owned
+                .iter()
+                .filter(|(_, owner)| owner.uid == key.uid && owner.namespace == key.namespace)
+                .map(|(s, owner)| Found {
+                    tunnel: s.tunnel.clone(),
+                    owner: owner.clone(),
+                    created_at: s.created_at,
+                })
+                .collect();
+            if let Some(search) = state.searches.get_mut(key) {
+                search.result = Some(Search { started, found });
+            }
+            let _ = self.wake.send(key.clone());
+        }
+        Ok(())
+    }
+
+    /// Wakes the Tunnels whose tunnel is closed. Absence from the list proves nothing: it is described.
+    async fn compare(&self, watched: &[Watched], listed: &[Summary], started: Mono) -> Result<(), CallError> {
+        if watched.is_empty() {
+            return Ok(());
+        }
+        let listed: HashMap<_, _> = listed.iter().map(|s| (&s.tunnel.id, s)).collect();
+        let mut heard = HashMap::new();
+        for Watched { id, .. } in watched {
+            let (word, asked) = match listed.get(id) {
+                Some(s) if s.state == State::Open => (
+                    Word::Open {
+                        created_at: s.created_at,
+                    },
+                    started,
+                ),
+                Some(s) => (
+                    Word::Closed {
+                        created_at: s.created_at,
+                        closed_at: s.last_updated_at,
+                    },
+                    started,
+                ),
+                None => {
+                    let asked = self.now();
+                    let described = self.aws.describe(id).await?;
+                    tokio::time::sleep(SPACING).await;
+                    (described.word, asked)
+                }
+            };
+            heard.insert(id, Heard { word, asked });
+        }
+        let mut state = self.lock();
+        let ids: HashSet<_> = watched.iter().map(|w| &w.id).collect();
+        state.heard.retain(|id, _| ids.contains(id));
+        for Watched { key, id, opened_at } in watched {
+            let Some(now) = heard.get(id) else { continue };
+            state.heard.insert(id.clone(), *now);
+            // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
+            let as_recorded = matches!(now.word, Word::Open { created_at }
+                if created_at.duration_since(*opened_at).abs() <= CLOCK_TOLERANCE);
+            if !as_recorded {
+                let _ = self.wake.send(key.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Mono {
+        Mono(self.start.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,64 @@
+//! What people and probes see: the log, and the HTTP server of the probes.
+
+use crate::config::LogFormat;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Starts the log, on standard error. Other crates' TRACE is never logged, whatever the filter says:
+/// some of them print what they send and receive, and tokens are in it.
+///
+/// # Errors
+/// A text for people: the filter cannot be read.
+pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|e| format!("--log-filter {filter:?} cannot be read ({e}): try info, or opentunnel_operator=debug"))?;
+    let stderr = std::io::stderr.with_max_level(tracing::Level::TRACE);
+    let lines = match format {
+        LogFormat::Text => tracing_subscriber::fmt::layer()
+            .with_writer(stderr)
+            .with_target(false)
+            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(stderr)
+            .boxed(),
+    };
+    let no_wire = tracing_subscriber::filter::filter_fn(|meta| {
+        meta.target().starts_with("opentunnel_operator") || *meta.level() <= LevelFilter::DEBUG
+    });
+    tracing_subscriber::registry()
+        .with(lines.with_filter(no_wire))
+        .with(filter)
+        .init();
+    Ok(())
+}
+
+/// Serves the probes: `/healthz` (the process answers) and `/readyz` (all watches are synced).
+///
+/// # Errors
+/// The server ended.
+pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>) -> std::io::Result<()> {
+    let readyz = move || async move {
+        if ready.load(Ordering::Relaxed) {
+            (StatusCode::OK, "ok")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "the watches are not synced yet")
+        }
+    };
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz));
+    axum::serve(listener, app).await
+}

@@ -1,0 +1,249 @@
+//! AWS IoT Secure Tunneling in the words that the controller uses: what is asked of it, what it
+//! answers, and how a call can fail.
+
+use crate::crd::{ClientMode, OWNER_TAG, State};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret, SecretString};
+use std::fmt;
+use uuid::Uuid;
+
+/// AWS's ID of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TunnelId(pub String);
+
+impl fmt::Display for TunnelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One intent to open a tunnel: a random 128-bit ID, new for each intent, never used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Attempt(pub String);
+
+impl Attempt {
+    /// A new one (UUIDv4: 122 random bits).
+    pub fn random() -> Self {
+        Self(Uuid::new_v4().simple().to_string())
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whose tunnel it is: the value of the tag [`OWNER_TAG`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The cluster's ID: the UID of namespace kube-system, or `--cluster-id`.
+    pub cluster: String,
+    /// The Tunnel's namespace.
+    pub namespace: String,
+    /// The Tunnel's UID.
+    pub uid: String,
+    /// The attempt that opened it.
+    pub attempt: Attempt,
+}
+
+impl Owner {
+    /// Reads the tag's value; `None` when it is not of the operator's form.
+    pub fn parse(value: &str) -> Option<Self> {
+        let mut parts = value.split('/').map(str::to_owned);
+        let owner = Self {
+            cluster: parts.next()?,
+            namespace: parts.next()?,
+            uid: parts.next()?,
+            attempt: Attempt(parts.next()?),
+        };
+        parts.next().is_none().then_some(owner)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}/{}", self.cluster, self.namespace, self.uid, self.attempt)
+    }
+}
+
+/// An access token or client token. Its `Debug` prints nothing of it, and its memory is wiped.
+#[derive(Clone, Debug)]
+pub struct Token(SecretString);
+
+impl Token {
+    /// Takes AWS's access token.
+    pub fn new(token: String) -> Self {
+        Self(token.into())
+    }
+
+    /// A client token (UUIDv4): with it a restarted local proxy may use its access token again.
+    pub fn random_client_token() -> Self {
+        Self::new(Uuid::new_v4().to_string())
+    }
+
+    /// The token itself. Only a Secret's data may be made of it.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+/// What a client needs to connect to one side.
+#[derive(Clone, Debug)]
+pub struct Side {
+    /// AWS's token.
+    pub access_token: Token,
+    /// The operator's own, made once for each access token.
+    pub client_token: Token,
+}
+
+/// The tokens that a call returned: of both sides, or of the side that was rotated.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// The source's.
+    pub source: Option<Side>,
+    /// The destination's.
+    pub destination: Option<Side>,
+}
+
+/// The destination of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationConfig {
+    /// The IoT thing.
+    pub thing_name: Option<String>,
+    /// At least one.
+    pub services: Vec<String>,
+}
+
+/// Arguments of OpenTunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// 1-2048 characters.
+    pub description: Option<String>,
+    /// Device and services.
+    pub destination: Option<DestinationConfig>,
+    /// The user's tags; the owner tag is put beside them.
+    pub tags: Vec<(String, String)>,
+    /// Minutes, 1-720; `None` is AWS's default, 720.
+    pub lifetime_minutes: Option<i32>,
+}
+
+/// A tunnel that AWS knows, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelRef {
+    /// Its ID.
+    pub id: TunnelId,
+    /// Its ARN.
+    pub arn: String,
+}
+
+/// One entry of ListTunnels.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Which tunnel.
+    pub tunnel: TunnelRef,
+    /// OPEN or CLOSED.
+    pub state: State,
+    /// When it was opened.
+    pub created_at: Timestamp,
+    /// When it last changed: for a closed tunnel, when it was closed.
+    pub last_updated_at: Timestamp,
+}
+
+/// AWS's own word on a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It is open.
+    Open {
+        /// When it was opened.
+        created_at: Timestamp,
+    },
+    /// It is closed.
+    Closed {
+        /// When it was opened.
+        created_at: Timestamp,
+        /// When it was closed: AWS has no other time of it than the last update.
+        closed_at: Timestamp,
+    },
+    /// AWS does not know it (any more): closed tunnels are forgotten after some hours.
+    NotFound,
+}
+
+impl Word {
+    /// Whether a lifetime that ran out explains a closed tunnel: closed within a minute of
+    /// createdAt + lifetime, or later.
+    pub fn lifetime_ran_out(created_at: Timestamp, closed_at: Timestamp, lifetime: SignedDuration) -> bool {
+        closed_at.duration_since(created_at) >= lifetime - SignedDuration::from_secs(60)
+    }
+}
+
+/// What DescribeTunnel tells.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Open or closed, since when.
+    pub word: Word,
+    /// The value of its owner tag, where it is one of an operator.
+    pub owner: Option<Owner>,
+}
+
+/// A page of ListTunnels, newest first.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// At most 100.
+    pub summaries: Vec<Summary>,
+    /// Where the next page begins.
+    pub next_token: Option<String>,
+}
+
+/// Why a call failed. The text is AWS's own, cut to 1 KiB, without control characters.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{message}")]
+pub struct CallError {
+    /// What kind of failure it is: what follows depends on nothing else.
+    pub kind: CallErrorKind,
+    /// AWS's words.
+    pub message: String,
+}
+
+/// The kinds of failure of an AWS call. All but [`Doubt`](Self::Doubt) are definite: nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallErrorKind {
+    /// LimitExceededException: the account's limit.
+    LimitExceeded,
+    /// ThrottlingException and its kin: too many calls.
+    Throttled,
+    /// Credentials, signature or rights.
+    AccessDenied,
+    /// AWS refuses what was asked.
+    InvalidRequest,
+    /// ResourceNotFoundException.
+    NotFound,
+    /// The connection was refused: nothing was sent.
+    Unreachable,
+    /// No answer, a 5xx, or one that cannot be read: it may have been done, or be done yet.
+    Doubt,
+}
+
+/// Whether `tags` hold the owner tag, and what it says.
+pub fn owner_of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Owner> {
+    tags.into_iter()
+        .find(|(key, _)| *key == OWNER_TAG)
+        .and_then(|(_, value)| Owner::parse(value))
+}
+
+/// Sides of `mode` of what a call returned; a client token is made for each.
+pub fn sides(mode: ClientMode, source: Option<String>, destination: Option<String>) -> Option<Tokens> {
+    let side = |token: Option<String>| {
+        token.filter(|t| !t.is_empty()).map(|t| Side {
+            access_token: Token::new(t),
+            client_token: Token::random_client_token(),
+        })
+    };
+    let tokens = Tokens {
+        source: side(source).filter(|_| mode.has_source()),
+        destination: side(destination).filter(|_| mode.has_destination()),
+    };
+    let complete =
+        tokens.source.is_some() == mode.has_source() && tokens.destination.is_some() == mode.has_destination();
+    complete.then_some(tokens)
+}
