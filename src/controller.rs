@@ -29,7 +29,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The limit of one request to the API server.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
@@ -417,6 +417,7 @@ pub struct Watch {
     store: Store<Tunnel>,
     wake: mpsc::UnboundedSender<ObjectRef<Tunnel>>,
     namespace: Option<String>,
+    synced: watch::Receiver<bool>,
 }
 
 impl Watch {
@@ -433,6 +434,7 @@ impl Watch {
         let (store, writer) = reflector::store();
         let (wake, woken) = mpsc::unbounded_channel();
         let (noting, noted) = (ctx.clone(), store.clone());
+        let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
         let stream = watcher(api, config)
             .default_backoff()
@@ -442,18 +444,32 @@ impl Watch {
                 Err(error) => tracing::warn!(%error, "the watch of Tunnels failed; trying again"),
             })
             .reflect(writer)
+            .inspect(move |event| {
+                if matches!(event, Ok(watcher::Event::InitDone)) {
+                    listed.send_replace(true);
+                }
+            })
             .applied_objects();
         let run = Controller::for_stream(stream, store.clone())
             .reconcile_on(unfold(woken))
             .graceful_shutdown_on(stop)
             .run(traced, error_policy, ctx.clone())
             .for_each(|_| std::future::ready(()));
-        (Self { store, wake, namespace }, run)
+        (
+            Self {
+                store,
+                wake,
+                namespace,
+                synced,
+            },
+            run,
+        )
     }
 
-    /// Waits until the watch is synced.
-    pub async fn synced(&self) -> bool {
-        self.store.wait_until_ready().await.is_ok()
+    /// Waits until the watch is synced. (The store's own `wait_until_ready` wakes only the last of
+    /// those who wait, and the Controller waits too.)
+    pub async fn synced(&self) {
+        let _ = self.synced.clone().wait_for(|synced| *synced).await;
     }
 
     /// Whether it watches a namespace.

@@ -55,6 +55,8 @@ async fn run(flags: Run) -> Result<(), String> {
             flags.http_addr
         )
     })?;
+    let address = listener.local_addr().map_err(|e| format!("cannot listen: {e}"))?;
+    tracing::info!(%address, "serving /healthz and /readyz");
     let ready = Arc::new(AtomicBool::new(false));
     let probes = tokio::spawn(telemetry::serve(listener, ready.clone()));
     tokio::pin!(stopped);

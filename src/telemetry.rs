@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::writer::MakeWriterExt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -23,23 +22,28 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(filter)
         .map_err(|e| format!("--log-filter {filter:?} cannot be read ({e}): try info, or opentunnel_operator=debug"))?;
-    let stderr = std::io::stderr.with_max_level(tracing::Level::TRACE);
+    let stderr = std::io::stderr;
     let lines = match format {
-        LogFormat::Text => tracing_subscriber::fmt::layer()
-            .with_writer(stderr)
-            .with_target(false)
-            .boxed(),
+        LogFormat::Text => {
+            let ansi = stderr().is_terminal();
+            tracing_subscriber::fmt::layer()
+                .with_writer(stderr)
+                .with_ansi(ansi)
+                .with_target(false)
+                .boxed()
+        }
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
             .with_writer(stderr)
             .boxed(),
     };
-    let no_wire = tracing_subscriber::filter::filter_fn(|meta| {
-        meta.target().starts_with("opentunnel_operator") || *meta.level() <= LevelFilter::DEBUG
+    // kube's own spans name the Tunnel once more; the operator's span names it already.
+    let ours = tracing_subscriber::filter::filter_fn(|meta| {
+        meta.target().starts_with("opentunnel_operator") || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG)
     });
     tracing_subscriber::registry()
-        .with(lines.with_filter(no_wire))
+        .with(lines.with_filter(ours))
         .with(filter)
         .init();
     Ok(())

@@ -158,7 +158,7 @@ pub(crate) fn set_faults(shared: &Shared, faults: Vec<Fault>) {
 }
 
 pub(crate) fn advance_clock(shared: &Shared, by: Duration) {
-    shared.change(|state| state.service.advance(by));
+    shared.change(|state| state.service.clock.advance(by));
 }
 
 pub(crate) fn set_connections(shared: &Shared, tunnel_id: &str, connections: Connections) -> Result<(), ControlError> {

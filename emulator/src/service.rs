@@ -1,7 +1,5 @@
 //! The 8 operations on the account's tunnels. No I/O, no faults, no call rates.
 
-use std::time::Duration;
-
 use serde_json::{Map, Value, json};
 
 use crate::clock::{Clock, Millis};
@@ -29,12 +27,6 @@ impl Service {
             clock: Clock::new(),
             store: Store::default(),
         }
-    }
-
-    pub(crate) fn advance(&mut self, by: Duration) {
-        self.clock.advance(by);
-        let now = self.clock.now();
-        self.store.forget_invisible(now);
     }
 
     /// Carries out one call that came in for `region`. A tunnel is seen in its own

@@ -58,3 +58,32 @@ impl Store {
         self.tunnels.values().map(|tunnel| u64::from(tunnel.is_open(now))).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::requests::OpenTunnel;
+
+    #[test]
+    fn a_tunnel_past_its_retention_leaves_nothing_behind() {
+        let (mut store, mut clock) = (Store::default(), Clock::new());
+        let open = |now| {
+            let request = OpenTunnel::read(&json!({})).expect("a valid request");
+            Tunnel::open(request, "us-east-1", "123456789012", now)
+        };
+        store.insert(open(clock.now()));
+        clock.advance(Duration::from_secs(14 * 3600));
+        store.insert(open(clock.now()));
+        store.forget_invisible(clock.now());
+        assert_eq!((store.tunnels.len(), store.numbers.len()), (2, 2));
+        clock.advance(Duration::from_secs(3600));
+        store.forget_invisible(clock.now());
+        assert_eq!((store.tunnels.len(), store.numbers.len()), (1, 1));
+        assert_eq!(store.open_tunnels(clock.now()), 1);
+    }
+}

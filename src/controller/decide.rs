@@ -586,7 +586,7 @@ impl Case<'_> {
         let deleting = memory.deleting.unwrap_or(self.now.mono);
         let absence = match (&record.tunnel, &self.o.search) {
             (None, _) => self.absence(),
-            (Some(_), _) if ready_once => Absence::Known,
+            (Some(t), _) if ready_once || t.state == State::Closed => Absence::Known,
             // Taken over and never Ready: more than one may have been found.
             (Some(_), Some(search)) if search.started >= deleting => Absence::Known,
             (Some(_), _) => Absence::Unknown {
@@ -805,3 +805,6 @@ fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
 fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
+
+#[cfg(test)]
+mod tests;

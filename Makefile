@@ -1,0 +1,64 @@
+# `make` alone says what there is. What is built outside of target/ is kept in CACHE, which may be
+# deleted at any time.
+
+CACHE := $(abspath $(or $(OPENTUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/opentunnel-operator))
+export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
+
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.PHONY: help demo test fmt clippy deny go-test cluster clean prerequisites
+
+step = @printf '\n== %s\n'
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Built tools are kept in $(CACHE)"
+
+demo: prerequisites cluster ## Show the operator at work on a real API server (KEEP=1: and leave it running)
+	$(step) "cargo build"
+	@cargo build --workspace
+	@python3 dev/demo.py
+
+test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
+	$(step) "cargo test"
+	@cargo test --workspace
+
+fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
+	$(step) "cargo fmt, gofmt"
+	@cargo fmt --all --check
+	@wrong=$$("$$(go env GOROOT)/bin/gofmt" -l dev/cluster); \
+	if [ -n "$$wrong" ]; then echo "not formatted, see gofmt -w: $$wrong"; exit 1; fi
+
+clippy: ## Lint the Rust code
+	$(step) "cargo clippy"
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+deny: $(CARGO_DENY) ## Check licences and sources of the dependencies
+	$(step) "cargo deny"
+	@$(CARGO_DENY) check -D warnings licenses bans sources
+
+# A debug build: a minute, where an optimized one takes several, for a tool that then runs 2 s.
+$(CARGO_DENY):
+	$(step) "cargo install cargo-deny $(CARGO_DENY_VERSION): about a minute, the first time"
+	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-deny \
+		--version $(CARGO_DENY_VERSION) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
+
+cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
+	$(step) "Kubernetes control plane"
+	@go -C dev/cluster build -o $(OPENTUNNEL_CLUSTER_BIN) .
+	@$(OPENTUNNEL_CLUSTER_BIN) build
+
+go-test:
+	$(step) "go vet, go test"
+	@go -C dev/cluster vet ./...
+	@go -C dev/cluster test -timeout 30m ./...
+
+clean: ## Remove what cargo has built
+	@cargo clean
+
+prerequisites:
+	@dev/prerequisites

@@ -1,0 +1,266 @@
+//! A proxy between an operator and the API server that knows requests: it can hold one, lose its
+//! answer, or answer it itself. So a test stops the world at a line of the protocol.
+
+use super::LIMIT;
+use super::control_plane::write_private;
+use super::namespace::client;
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::State;
+use axum::http::{Request as HttpRequest, Response, StatusCode, header};
+use kube::Client;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A request of an operator's. Its body may hold tokens: it is not for printing.
+#[derive(Clone)]
+pub struct Request {
+    /// As `PATCH`.
+    pub method: String,
+    /// As `/apis/opentunnel.dev/v1alpha1/namespaces/a/tunnels/b/status`.
+    pub path: String,
+    /// As `watch=true&…`; empty where there is none.
+    pub query: String,
+    body: Bytes,
+}
+
+impl Request {
+    /// The body; `Null` where there is none.
+    pub fn body(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Whether it is a write of a Tunnel that claims an opening.
+    pub fn is_claim(&self) -> bool {
+        let annotations = &self.body()["metadata"]["annotations"];
+        self.method == "PATCH" && annotations[opentunnel_operator::crd::OPENING_ANNOTATION].is_string()
+    }
+
+    /// Whether it writes a Tunnel's status, with this reason in the main condition.
+    pub fn is_status(&self, reason: &str) -> bool {
+        self.method == "PATCH"
+            && self.path.ends_with("/status")
+            && self.body()["status"]["conditions"][0]["reason"] == reason
+    }
+
+    /// Whether it creates or updates a Secret.
+    pub fn is_secret_write(&self) -> bool {
+        self.path.contains("/secrets") && ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
+    }
+}
+
+/// Where a request is held.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Point {
+    /// The API server does not know of it.
+    BeforeForward,
+    /// The API server has carried it out; the operator does not know.
+    AfterCommit,
+}
+
+type Matches = Box<dyn Fn(&Request) -> bool + Send + Sync>;
+
+struct Rule {
+    matches: Matches,
+    action: Action,
+}
+
+enum Action {
+    Hold(Point, oneshot::Sender<()>, oneshot::Receiver<()>),
+    Answer(StatusCode, Value),
+}
+
+/// A request that is held, or will be. Dropping it closes the request's connection.
+#[must_use]
+pub struct Held {
+    reached: oneshot::Receiver<()>,
+    go: oneshot::Sender<()>,
+}
+
+impl Held {
+    /// Returns once a request is held.
+    pub async fn reached(&mut self) {
+        let reached = timeout(LIMIT, &mut self.reached).await;
+        reached.expect("such a request comes").expect("the proxy runs");
+    }
+
+    /// Lets it go on.
+    pub fn pass(self) {
+        let _ = self.go.send(());
+    }
+
+    /// Closes its connection, so that the operator gets no answer.
+    pub fn cut(self) {}
+}
+
+struct Shared {
+    client: Client,
+    rules: Mutex<Vec<Rule>>,
+    seen: Mutex<Vec<Request>>,
+}
+
+/// A running proxy. It has the operator's rights.
+pub struct ApiProxy {
+    shared: Arc<Shared>,
+    kubeconfig: PathBuf,
+    server: JoinHandle<()>,
+}
+
+impl ApiProxy {
+    /// Starts one, and writes a kubeconfig that leads to it.
+    pub async fn start(server: &Path, kubeconfig: PathBuf) -> Self {
+        let shared = Arc::new(Shared {
+            client: client(server).await,
+            rules: Mutex::default(),
+            seen: Mutex::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
+            "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "proxy", "user": {}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
+        });
+        write_private(&kubeconfig, &text.to_string()).expect("a file can be written");
+        let app = Router::new().fallback(handle).with_state(shared.clone());
+        let server = tokio::spawn(async move {
+            let _ = axum::serve(listener, app).await;
+        });
+        Self {
+            shared,
+            kubeconfig,
+            server,
+        }
+    }
+
+    /// The kubeconfig that leads to it.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Holds the next request that matches, once.
+    pub fn hold(&self, point: Point, matches: impl Fn(&Request) -> bool + Send + Sync + 'static) -> Held {
+        let (tell, reached) = oneshot::channel();
+        let (go, gone) = oneshot::channel();
+        self.add(matches, Action::Hold(point, tell, gone));
+        Held { reached, go }
+    }
+
+    /// Carries the next request that matches out, once, and loses its answer.
+    pub fn lose_answer(&self, matches: impl Fn(&Request) -> bool + Send + Sync + 'static) {
+        self.hold(Point::AfterCommit, matches).cut();
+    }
+
+    /// Answers every request that matches by itself, until [`Self::answer_no_more`].
+    pub fn answer(&self, status: StatusCode, body: Value, matches: impl Fn(&Request) -> bool + Send + Sync + 'static) {
+        self.add(matches, Action::Answer(status, body));
+    }
+
+    /// The API server answers again.
+    pub fn answer_no_more(&self) {
+        lock(&self.shared.rules).retain(|rule| matches!(rule.action, Action::Hold(..)));
+    }
+
+    /// Requests so far that match.
+    pub fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
+        lock(&self.shared.seen)
+            .iter()
+            .filter(|request| matches(request))
+            .count()
+    }
+
+    fn add(&self, matches: impl Fn(&Request) -> bool + Send + Sync + 'static, action: Action) {
+        let matches = Box::new(matches);
+        lock(&self.shared.rules).push(Rule { matches, action });
+    }
+}
+
+impl Drop for ApiProxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// What the API server says when it cannot: a `Status`.
+pub fn failure(code: StatusCode, message: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code.as_u16(), "message": message})
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes the connection without an answer: the panic ends the connection's task, silently.
+fn cut() -> ! {
+    std::panic::resume_unwind(Box::new("the answer is lost"))
+}
+
+impl Shared {
+    /// Notes a request, and finds what is to be done with it.
+    fn note(&self, request: Request) -> Option<Action> {
+        let mut rules = lock(&self.rules);
+        let found = rules.iter().position(|rule| (rule.matches)(&request));
+        lock(&self.seen).push(request);
+        match &rules[found?].action {
+            Action::Answer(status, body) => Some(Action::Answer(*status, body.clone())),
+            Action::Hold(..) => Some(rules.remove(found?).action),
+        }
+    }
+}
+
+async fn handle(State(shared): State<Arc<Shared>>, request: HttpRequest<Body>) -> Response<Body> {
+    let (mut parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, usize::MAX).await else {
+        cut()
+    };
+    let action = shared.note(Request {
+        method: parts.method.to_string(),
+        path: parts.uri.path().into(),
+        query: parts.uri.query().unwrap_or_default().into(),
+        body: body.clone(),
+    });
+    let mut after_commit = None;
+    match action {
+        Some(Action::Answer(status, body)) => {
+            let answer = Response::builder()
+                .status(status)
+                .header(header::CONTENT_TYPE, "application/json");
+            return answer.body(Body::from(body.to_string())).expect("a response");
+        }
+        Some(Action::Hold(Point::BeforeForward, reached, go)) => held(reached, go).await,
+        Some(Action::Hold(Point::AfterCommit, reached, go)) => after_commit = Some((reached, go)),
+        None => {}
+    }
+    // The client that forwards sets its own.
+    for name in [
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::CONNECTION,
+        header::AUTHORIZATION,
+    ] {
+        parts.headers.remove(name);
+    }
+    let forwarded = shared.client.send(HttpRequest::from_parts(parts, body.into())).await;
+    let Ok(answer) = forwarded else { cut() };
+    if let Some((reached, go)) = after_commit {
+        held(reached, go).await;
+    }
+    let (mut parts, body) = answer.into_parts();
+    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION] {
+        parts.headers.remove(name);
+    }
+    Response::from_parts(parts, Body::new(body))
+}
+
+async fn held(reached: oneshot::Sender<()>, go: oneshot::Receiver<()>) {
+    let _ = reached.send(());
+    if go.await.is_err() {
+        cut();
+    }
+}

@@ -1,0 +1,18 @@
+//! What the tests stand on. A test makes a [`World`], starts an [`Operator`] in it, applies manifests
+//! and waits for what a user would see.
+
+pub mod api_proxy;
+pub mod audit;
+pub mod control_plane;
+pub mod log;
+pub mod namespace;
+pub mod operator;
+pub mod world;
+
+pub use operator::{Operator, Settings};
+pub use world::World;
+
+use std::time::Duration;
+
+/// How long a test waits for what should be there in a moment: a limit for machines under load.
+pub const LIMIT: Duration = Duration::from_secs(60);

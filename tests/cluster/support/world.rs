@@ -1,0 +1,109 @@
+//! A test's own world: a namespace, an AWS, operators and their logs.
+
+use super::api_proxy::ApiProxy;
+use super::control_plane::ControlPlane;
+use super::log;
+use super::namespace::Namespace;
+use super::operator::{Operator, Settings};
+use secure_tunneling_emulator::{Config, Emulator, Quotas};
+use std::fs;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A namespace (whose methods are this one's), an AWS without quotas, and operators' logs. Make it
+/// first, so that it is dropped last: it looks then for tokens in the logs, and shows the logs of a
+/// test that failed.
+pub struct World {
+    namespace: Namespace,
+    /// AWS IoT Secure Tunneling.
+    pub aws: Emulator,
+    dir: PathBuf,
+    files: AtomicUsize,
+}
+
+impl World {
+    /// A new one.
+    pub async fn new() -> Self {
+        let config = Config {
+            quotas: Quotas::none(),
+            ..Config::default()
+        };
+        let namespace = Namespace::new().await;
+        let dir = ControlPlane::get().dir.join(&namespace.name);
+        fs::create_dir(&dir).expect("a directory can be made");
+        Self {
+            aws: Emulator::start(config).await.expect("the emulator starts"),
+            namespace,
+            dir,
+            files: AtomicUsize::new(0),
+        }
+    }
+
+    /// Settings for an operator of this world, see [`Settings::quick`].
+    pub fn settings(&self) -> Settings {
+        let kubeconfig = &ControlPlane::get().operator_kubeconfig;
+        Settings::quick(kubeconfig, &self.name, &self.aws.endpoint())
+    }
+
+    /// An operator with [`Self::settings`] that is ready.
+    pub async fn operator(&self) -> Operator {
+        self.operator_with(&self.settings()).await
+    }
+
+    /// An operator that is ready.
+    pub async fn operator_with(&self, settings: &Settings) -> Operator {
+        let mut operator = self.spawn(settings);
+        operator.ready().await;
+        operator
+    }
+
+    /// An operator that was just started.
+    pub fn spawn(&self, settings: &Settings) -> Operator {
+        Operator::spawn(settings, self.file("log"))
+    }
+
+    /// A proxy in front of the API server; [`Settings::via`] sends an operator through it.
+    pub async fn api_proxy(&self) -> ApiProxy {
+        ApiProxy::start(&ControlPlane::get().operator_kubeconfig, self.file("kubeconfig")).await
+    }
+
+    fn file(&self, extension: &str) -> PathBuf {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("operator-{number}.{extension}"))
+    }
+
+    /// The logs of all operators so far.
+    fn logs(&self) -> Vec<String> {
+        let numbers = 0..self.files.load(Ordering::Relaxed);
+        let log = |n| fs::read_to_string(self.dir.join(format!("operator-{n}.log"))).ok();
+        numbers.filter_map(log).collect()
+    }
+}
+
+impl Deref for World {
+    type Target = Namespace;
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let logs = self.logs();
+        if std::thread::panicking() {
+            for (number, log) in logs.iter().enumerate() {
+                eprintln!(
+                    "--- log of operator {number} in {}:\n{}",
+                    self.namespace.name,
+                    log::tail(log)
+                );
+            }
+        } else {
+            assert!(
+                !logs.iter().any(|log| log::has_token(log)),
+                "there is an access token in a log"
+            );
+        }
+    }
+}
