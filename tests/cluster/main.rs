@@ -1,4 +1,8 @@
 //! Tests of the operator's real program against a real API server, with AWS emulated.
 
+mod crash;
+mod crd;
+mod end_of_life;
 mod main_job;
+mod pacing;
 mod support;

@@ -5,6 +5,7 @@ pub mod api_proxy;
 pub mod audit;
 pub mod control_plane;
 pub mod log;
+pub mod manifests;
 pub mod namespace;
 pub mod operator;
 pub mod world;
