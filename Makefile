@@ -21,7 +21,7 @@ help: ## Say what there is
 demo: prerequisites cluster ## Show the operator at work on a real API server (KEEP=1: and leave it running)
 	$(step) "cargo build"
 	@cargo build --workspace
-	@python3 dev/demo.py
+	@python3 -B dev/demo
 
 test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
 	$(step) "cargo test"

@@ -5,4 +5,5 @@ mod crd;
 mod end_of_life;
 mod main_job;
 mod pacing;
+mod startup;
 mod support;

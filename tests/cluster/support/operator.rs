@@ -158,7 +158,7 @@ impl Operator {
     pub fn kill(self) {}
 
     /// SIGTERM: returns once it has ended by itself.
-    pub async fn terminate(self) -> ExitStatus {
+    pub async fn terminate(mut self) -> ExitStatus {
         let kill = Command::new("kill").arg(self.pid.to_string()).status().await;
         assert!(
             kill.expect("there is a kill").success(),
@@ -168,7 +168,7 @@ impl Operator {
     }
 
     /// Returns once it has ended by itself.
-    pub async fn end(mut self) -> ExitStatus {
+    pub async fn end(&mut self) -> ExitStatus {
         let status = timeout(LIMIT, self.process.wait()).await.expect("the operator ends");
         let status = status.expect("it can be waited for");
         assert_eq!(status.signal(), None, "it ended by itself");

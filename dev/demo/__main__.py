@@ -13,232 +13,21 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from kubectl import Kubectl
+from processes import ROOT, Processes, interruption
+from screen import Failed, block, check, say, step, table
+
 EXAMPLES = ROOT / "deploy/examples"
 NAMESPACE = "edge"
 MAX_OPEN_TUNNELS = 2
-# AWS's defaults, and its limit of open tunnels made small enough to be met.
+# AWS's defaults, in calls per second.
 AWS_QUOTAS = {"OpenTunnel": 1, "CloseTunnel": 1, "DescribeTunnel": 10, "ListTunnels": 10, "RotateTunnelAccessToken": 10,
               "TagResource": 10, "UntagResource": 10, "ListTagsForResource": 10}
-# Many times what any of the waits takes; a probe of AWS's limit comes within a minute.
-LIMIT = 90
-
-
-class Failed(Exception):
-    """Something did not happen as told. The text is for people."""
-
-
-def clean_environment():
-    """The user's environment less what would lead the programs elsewhere: AWS's and the operator's
-    settings, proxies (everything is on this machine), kubectl's preferences."""
-    foreign = re.compile(r"AWS_|OPENTUNNEL_|SECURE_TUNNELING_|KUBECONFIG|KUBERNETES_|RUST_LOG|\w+_PROXY$", re.I)
-    return {k: v for k, v in os.environ.items() if not foreign.match(k)} | {"KUBERC": "off"}
-
-
-ENVIRONMENT = clean_environment()
-
-
-# ---- What is printed
-
-screen = threading.Lock()
-BOLD, PLAIN = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
-
-
-def say(text=""):
-    with screen:
-        print(text, flush=True)
-
-
-def step(title):
-    step.number = getattr(step, "number", 0) + 1
-    say(f"\n{BOLD}== {step.number}. {title}{PLAIN}")
-
-
-def block(text):
-    for line in text.rstrip().splitlines():
-        say(f"    {line}".rstrip())
-
-
-def table(rows):
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    block("\n".join("   ".join(str(cell).ljust(width) for cell, width in zip(row, widths)) for row in rows))
-
-
-def check(truth, text):
-    """A promise, and whether it was kept."""
-    if not truth:
-        raise Failed(f"expected: {text}")
-    say(f"    ok  {text}")
-
-
-# ---- What runs
-
-
-class Processes:
-    """The programs in the background. They are in sessions of their own: a Ctrl-C reaches this program
-    alone, which ends them in order."""
-
-    def __init__(self):
-        self.supervisor = None
-        self.watched = {}  # what must go on running: name -> (process, log)
-
-    def start_cluster(self, program):
-        self.supervisor = subprocess.Popen([program, "up", "--crds", ROOT / "crds"], stdin=subprocess.PIPE,
-                                           stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT, text=True,
-                                           start_new_session=True)
-        line = self.supervisor.stdout.readline()
-        if not line:
-            raise Failed("the control plane did not start; why is told above")
-        self.watched["the control plane"] = (self.supervisor, None)
-        return json.loads(line)
-
-    def start(self, name, command, log, **environment):
-        """A program that has to go on running, with its log in a file."""
-        with open(log, "w") as out:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                       env=ENVIRONMENT | environment, start_new_session=True)
-        self.adopt(process)
-        self.watched[name] = (process, log)
-        return process
-
-    def adopt(self, process):
-        self.supervisor.stdin.write(f"adopt {process.pid}\n")
-        self.supervisor.stdin.flush()
-
-    def must_run(self):
-        for name, (process, _) in self.watched.items():
-            if process.poll() is not None:
-                raise Failed(f"{name} has ended (exit code {process.returncode})")
-
-    def wait_until(self, what, condition):
-        """Waits until `condition` returns something, and returns it."""
-        deadline = time.monotonic() + LIMIT
-        while not (result := condition()):
-            self.must_run()
-            if time.monotonic() > deadline:
-                raise Failed(f"{what}: not after {LIMIT} s")
-            time.sleep(0.02)
-        return result
-
-    def tell_logs(self):
-        for name, (_, log) in self.watched.items():
-            if log and log.exists():
-                say(f"\nthe end of the log of {name}:")
-                block("\n".join(log.read_text(errors="replace").splitlines()[-30:]))
-
-    def end(self):
-        """The operator as Kubernetes would end it, then the rest."""
-        process, _ = self.watched.get("the operator", (None, None))
-        if process:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-        if self.supervisor:
-            with contextlib.suppress(BrokenPipeError):
-                self.supervisor.stdin.close()
-            try:
-                self.supervisor.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.supervisor.terminate()
-
-
-class Kubectl:
-    """The cluster's own kubectl, as the administrator."""
-
-    def __init__(self, processes, serving, directory):
-        self.processes = processes
-        self.command = [f"{serving['bin']}/kubectl", f"--kubeconfig={serving['kubeconfig']}",
-                        f"--cache-dir={directory / 'kubectl-cache'}"]
-        self.seen = []  # the lines of the watch
-
-    def __call__(self, *args):
-        """What it prints."""
-        process = subprocess.Popen([*self.command, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
-        deadline = time.monotonic() + LIMIT + 10
-        with process:
-            try:
-                while True:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        out, err = process.communicate(timeout=0.5)
-                        break
-                    self.processes.must_run()
-                    if time.monotonic() > deadline:
-                        raise Failed(f"kubectl {' '.join(args)}: no answer")
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode != 0:
-            raise Failed(f"kubectl {' '.join(args)}: {err.strip()}")
-        return out
-
-    def json(self, *args):
-        return json.loads(self(*args, "-o", "json"))
-
-    def show(self, *args):
-        say(f"  $ kubectl {' '.join(args)}")
-        block(self(*args, "-n", NAMESPACE))
-
-    def wait(self, *args):
-        """kubectl wait, shown."""
-        say(f"  $ kubectl wait {' '.join(args)}")
-        start = time.monotonic()
-        self("wait", *args, "-n", NAMESPACE, f"--timeout={LIMIT}s")
-        say(f"    after {time.monotonic() - start:.1f} s")
-
-    def watch(self, *args):
-        """Prints what kubectl prints, as it comes, until the end."""
-        say(f"  $ kubectl {' '.join(args)} &")
-        process = subprocess.Popen([*self.command, *args, "-n", NAMESPACE], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT, text=True,
-                                   start_new_session=True)
-        self.processes.adopt(process)
-        start = time.monotonic()
-
-        def relay():
-            rows = Rows()
-            with contextlib.suppress(BrokenPipeError):
-                for line in process.stdout:
-                    say(f"    {time.monotonic() - start:5.1f} s | {rows.aligned(line)}")
-                    self.seen.append(line)
-
-        threading.Thread(target=relay, daemon=True).start()
-
-    def shown(self, name, reason):
-        """Waits until the watch has shown it, so that what is printed next comes after it."""
-        row = re.compile(rf"\w+ +{name} .* {reason} ")
-        self.processes.wait_until(f"{name} is shown as {reason}", lambda: any(row.match(line) for line in self.seen))
-
-
-class Rows:
-    """kubectl aligns what it has to print so far: when longer cells come, later rows are shifted. This
-    aligns them anew, under columns wide enough for all of them."""
-
-    LEAST = {"EVENT": 8, "NAME": 9, "THING": 9, "REASON": 13, "EXPIRES": 20}
-
-    def __init__(self):
-        self.widths = []  # kubectl's, with the three spaces between columns
-
-    def aligned(self, line):
-        line = line.rstrip("\n")
-        if not self.widths:
-            self.names = re.findall(r"\S+ *", line)
-            self.widths = [len(name) for name in self.names]
-        cells = []
-        for i, width in enumerate(self.widths):
-            if len(line[:width].rstrip()) > width - 3:  # a longer cell than any before
-                width = self.widths[i] = re.match(r"\S+(?: \S+)*(?: {3}|$)", line).end()
-            cells.append(line[:width].strip())
-            line = line[width:]
-        least = (max(len(n.strip()), self.LEAST.get(n.strip(), 0)) for n in self.names)
-        return "   ".join(cell.ljust(width) for cell, width in zip(cells, least)).rstrip()
 
 
 class Emulator:
@@ -263,9 +52,6 @@ def http_ok(url):
         return False
 
 
-# ---- The demo
-
-
 def start(processes):
     """Control plane, emulator, operator."""
     metadata = ["cargo", "metadata", "--format-version=1", "--no-deps"]
@@ -276,7 +62,7 @@ def start(processes):
     serving = processes.start_cluster(os.environ["OPENTUNNEL_CLUSTER_BIN"])
     directory = pathlib.Path(serving["dir"]) / "demo"
     directory.mkdir(mode=0o700)
-    kubectl = Kubectl(processes, serving, directory)
+    kubectl = Kubectl(processes, serving, directory, NAMESPACE)
     say(f"    {serving['server']}, RBAC on; CustomResourceDefinition tunnels.opentunnel.dev installed")
 
     step(f"AWS IoT Secure Tunneling, emulated: AWS's quotas, and at most {MAX_OPEN_TUNNELS} open tunnels")
@@ -294,7 +80,8 @@ def start(processes):
     processes.start(
         "the operator", [programs / "opentunnel-operator", "run", "--http-addr=127.0.0.1:0"], log,
         KUBECONFIG=service_account_kubeconfig(kubectl, directory), AWS_ENDPOINT_URL_IOTSECURETUNNELING=aws.endpoint,
-        AWS_REGION="us-east-1", AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_EC2_METADATA_DISABLED="true")
+        AWS_REGION="us-east-1", AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_EC2_METADATA_DISABLED="true",
+        AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
     said = processes.wait_until("the operator serves /readyz", lambda: re.search(r"address=([\d.:]+)\n", log.read_text()))
     processes.wait_until("the operator is ready", lambda: http_ok(f"http://{said[1]}/readyz"))
     say("    ready: its watches are synced")
@@ -414,38 +201,34 @@ def keep(processes, serving, aws, operator_log):
 
 
 def main():
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
     if "OPENTUNNEL_CLUSTER_BIN" not in os.environ:
-        sys.exit("dev/demo.py is run by `make demo`, which builds what it needs")
-    begin = time.monotonic()
-    processes = Processes()
-    serving, succeeded, code = None, False, 1
+        sys.exit("dev/demo is run by `make demo`, which builds what it needs")
+    begin, processes, serving, succeeded = time.monotonic(), Processes(), None, False
     try:
         serving, kubectl, aws, operator_log = start(processes)
-        demo(kubectl, aws, operator_log)
-        succeeded, code = True, 0
+        try:
+            demo(kubectl, aws, operator_log)
+        except Failed:
+            with contextlib.suppress(Failed):
+                kubectl.show("get", "tunnels", "-o=wide")
+            raise
+        succeeded = True
         if os.environ.get("KEEP"):
             keep(processes, serving, aws, operator_log)
     except KeyboardInterrupt:
-        code = 0 if succeeded else 130
-        say("\ninterrupted" if not succeeded else "")
-    except BrokenPipeError:  # whoever read what is said has gone
-        sys.stdout = open(os.devnull, "w")
+        say("" if succeeded else "\ninterrupted")
+    except BrokenPipeError:  # whoever read this has gone
+        succeeded, sys.stdout = False, open(os.devnull, "w")
     except (Failed, OSError, subprocess.CalledProcessError) as failure:
-        code = 1
+        succeeded = False
         processes.tell_logs()
         say(f"\nFAILED: {failure}")
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.SIG_IGN)
+        interruption.ignore()
         processes.end()
     if succeeded:
         say(f"\nThe demo succeeded, in {time.monotonic() - begin:.0f} s. Its processes have ended, {serving['dir']} is removed.")
-    sys.exit(code)
+    sys.exit(0 if succeeded else 130 if interruption.came else 1)
 
 
 main()
