@@ -57,17 +57,10 @@ impl Aws {
             .load()
             .await;
         let region = config.region().ok_or(ConfigError::NoRegion)?.to_string();
-        let credentials = config
-            .credentials_provider()
-            .ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
-        credentials
-            .provide_credentials()
-            .await
-            .map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
-        Ok(Self {
-            client: sdk::Client::new(&config),
-            region,
-        })
+        let credentials =
+            config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
+        credentials.provide_credentials().await.map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
+        Ok(Self { client: sdk::Client::new(&config), region })
     }
 
     /// The region that is served.
@@ -83,11 +76,9 @@ impl Aws {
             .map(|(key, value)| tag(key, value))
             .chain([tag(OWNER_TAG, &owner.to_string())])
             .collect::<Result<_, _>>()?;
-        let timeout = request.lifetime_minutes.map(|minutes| {
-            sdk::types::TimeoutConfig::builder()
-                .max_lifetime_timeout_minutes(minutes)
-                .build()
-        });
+        let timeout = request
+            .lifetime_minutes
+            .map(|minutes| sdk::types::TimeoutConfig::builder().max_lifetime_timeout_minutes(minutes).build());
         let out = self
             .client
             .open_tunnel()
@@ -133,30 +124,15 @@ impl Aws {
 
     /// CloseTunnel.
     pub async fn close(&self, id: &TunnelId) -> Result<(), CallError> {
-        self.client
-            .close_tunnel()
-            .tunnel_id(&id.0)
-            .send()
-            .await
-            .map_err(classify)?;
+        self.client.close_tunnel().tunnel_id(&id.0).send().await.map_err(classify)?;
         Ok(())
     }
 
     /// DescribeTunnel. A tunnel that AWS does not know is an answer, not an error.
     pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
-        let out = match self
-            .client
-            .describe_tunnel()
-            .tunnel_id(&id.0)
-            .send()
-            .await
-            .map_err(classify)
-        {
+        let out = match self.client.describe_tunnel().tunnel_id(&id.0).send().await.map_err(classify) {
             Err(e) if e.kind == CallErrorKind::NotFound => {
-                return Ok(Description {
-                    word: Word::NotFound,
-                    owner: None,
-                });
+                return Ok(Description { word: Word::NotFound, owner: None });
             }
             out => out?,
         };
@@ -164,10 +140,7 @@ impl Aws {
         let created_at = time(tunnel.created_at).ok_or_else(|| unreadable("DescribeTunnel"))?;
         let word = match state(tunnel.status.as_ref()).ok_or_else(|| unreadable("DescribeTunnel"))? {
             State::Open => Word::Open { created_at },
-            State::Closed => Word::Closed {
-                created_at,
-                closed_at: time(tunnel.last_updated_at).unwrap_or(created_at),
-            },
+            State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
         };
         let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
         Ok(Description { word, owner })
@@ -175,14 +148,8 @@ impl Aws {
 
     /// ListTunnels: the next page of up to 100, newest first. Entries that lack a field are left out.
     pub async fn list(&self, next_token: Option<String>) -> Result<Page, CallError> {
-        let out = self
-            .client
-            .list_tunnels()
-            .max_results(100)
-            .set_next_token(next_token)
-            .send()
-            .await
-            .map_err(classify)?;
+        let out =
+            self.client.list_tunnels().max_results(100).set_next_token(next_token).send().await.map_err(classify)?;
         let summaries = out
             .tunnel_summaries
             .unwrap_or_default()
@@ -190,41 +157,25 @@ impl Aws {
             .filter_map(|s| {
                 let created_at = time(s.created_at)?;
                 Some(Summary {
-                    tunnel: TunnelRef {
-                        id: TunnelId(s.tunnel_id?),
-                        arn: s.tunnel_arn?,
-                    },
+                    tunnel: TunnelRef { id: TunnelId(s.tunnel_id?), arn: s.tunnel_arn? },
                     state: state(s.status.as_ref())?,
                     created_at,
                     last_updated_at: time(s.last_updated_at).unwrap_or(created_at),
                 })
             })
             .collect();
-        Ok(Page {
-            summaries,
-            next_token: out.next_token.filter(|t| !t.is_empty()),
-        })
+        Ok(Page { summaries, next_token: out.next_token.filter(|t| !t.is_empty()) })
     }
 
     /// UntagResource: takes the owner tag off, so that the tunnel is nobody's here any more.
     pub async fn disown(&self, arn: &str) -> Result<(), CallError> {
-        self.client
-            .untag_resource()
-            .resource_arn(arn)
-            .tag_keys(OWNER_TAG)
-            .send()
-            .await
-            .map_err(classify)?;
+        self.client.untag_resource().resource_arn(arn).tag_keys(OWNER_TAG).send().await.map_err(classify)?;
         Ok(())
     }
 }
 
 fn tag(key: &str, value: &str) -> Result<sdk::types::Tag, CallError> {
-    sdk::types::Tag::builder()
-        .key(key)
-        .value(value)
-        .build()
-        .map_err(unbuildable)
+    sdk::types::Tag::builder().key(key).value(value).build().map_err(unbuildable)
 }
 
 fn destination(to: &DestinationConfig) -> Result<sdk::types::DestinationConfig, CallError> {
@@ -236,17 +187,11 @@ fn destination(to: &DestinationConfig) -> Result<sdk::types::DestinationConfig, 
 }
 
 fn unbuildable(error: impl Error + 'static) -> CallError {
-    CallError {
-        kind: CallErrorKind::InvalidRequest,
-        message: clean(&chain(&error)),
-    }
+    CallError { kind: CallErrorKind::InvalidRequest, message: clean(&chain(&error)) }
 }
 
 fn unreadable(operation: &str) -> CallError {
-    CallError {
-        kind: CallErrorKind::Doubt,
-        message: format!("AWS's answer to {operation} lacks what it must have"),
-    }
+    CallError { kind: CallErrorKind::Doubt, message: format!("AWS's answer to {operation} lacks what it must have") }
 }
 
 fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<State> {
@@ -275,10 +220,7 @@ where
             (Some(code), None) => code.to_owned(),
             (None, _) => format!("AWS answered HTTP status {status} without an error that can be read"),
         };
-        return CallError {
-            kind,
-            message: clean(&words),
-        };
+        return CallError { kind, message: clean(&words) };
     }
     let kind = if find::<CredentialsError>(&error).is_some() {
         CallErrorKind::AccessDenied
@@ -287,10 +229,7 @@ where
     } else {
         CallErrorKind::Doubt
     };
-    CallError {
-        kind,
-        message: clean(&chain(&error)),
-    }
+    CallError { kind, message: clean(&chain(&error)) }
 }
 
 /// Maps an HTTP status and AWS's error code (AWS "Common error types", and the service's model).

@@ -91,10 +91,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Option<Duration> = text
-        .parse::<jiff::SignedDuration>()
-        .ok()
-        .and_then(|d| Duration::try_from(d).ok());
+    let parsed: Option<Duration> = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
     match parsed {
         Some(duration) if (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&duration) => {
             Ok(duration)
@@ -106,25 +103,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn namespace(text: &str) -> Result<String, String> {
     let ok = !text.is_empty()
         && text.len() <= 63
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if ok {
-        Ok(text.to_owned())
-    } else {
-        Err("the name of a namespace: a-z, 0-9 and -, at most 63 characters".into())
-    }
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if ok { Ok(text.to_owned()) } else { Err("the name of a namespace: a-z, 0-9 and -, at most 63 characters".into()) }
 }
 
 /// The owner tag is `<cluster id>/<namespace>/<uid>/<attempt>` within AWS's 256 characters.
 fn cluster_id(text: &str) -> Result<String, String> {
     let ok =
         !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-    if ok {
-        Ok(text.to_owned())
-    } else {
-        Err("letters, digits and _ . -, at most 64 characters".into())
-    }
+    if ok { Ok(text.to_owned()) } else { Err("letters, digits and _ . -, at most 64 characters".into()) }
 }
 
 #[cfg(test)]
@@ -152,15 +139,7 @@ mod tests {
             let told = parse(&args).unwrap_err();
             assert!(told.contains(words), "{args:?}: {told}");
         }
-        let run = parse(&[
-            "--watch-namespace",
-            "a,b",
-            "--watch-namespace",
-            "c",
-            "--recovery-grace",
-            "26s",
-        ])
-        .unwrap();
+        let run = parse(&["--watch-namespace", "a,b", "--watch-namespace", "c", "--recovery-grace", "26s"]).unwrap();
         assert_eq!(run.watch_namespace, ["a", "b", "c"]);
     }
 }

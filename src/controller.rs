@@ -94,10 +94,7 @@ pub enum Error {
 impl Error {
     fn code(&self) -> Option<u16> {
         match self {
-            Self::Api {
-                source: kube::Error::Api(status),
-                ..
-            } => Some(status.code),
+            Self::Api { source: kube::Error::Api(status), .. } => Some(status.code),
             _ => None,
         }
     }
@@ -142,24 +139,12 @@ const ROTATE_RATE: f64 = 10.0;
 
 impl Context {
     /// A context, the keys of Tunnels that are to be woken, and tunnels to be closed.
-    pub fn new(
-        parts: Parts,
-    ) -> (
-        Arc<Self>,
-        mpsc::UnboundedReceiver<Key>,
-        mpsc::UnboundedReceiver<(Key, TunnelRef)>,
-    ) {
+    pub fn new(parts: Parts) -> (Arc<Self>, mpsc::UnboundedReceiver<Key>, mpsc::UnboundedReceiver<(Key, TunnelRef)>) {
         let start = Instant::now();
         let (wake, woken) = mpsc::unbounded_channel();
         let (abandoned, to_close) = mpsc::unbounded_channel();
         let pacer = |rate| Arc::new(Pacer::new(rate, wake.clone()));
-        let poller = Poller::new(
-            parts.aws.clone(),
-            parts.cluster.clone(),
-            parts.poll_interval,
-            start,
-            wake.clone(),
-        );
+        let poller = Poller::new(parts.aws.clone(), parts.cluster.clone(), parts.poll_interval, start, wake.clone());
         let context = Self {
             open: pacer(parts.open_rate),
             close: pacer(parts.close_rate),
@@ -182,10 +167,7 @@ impl Context {
     }
 
     fn now(&self) -> Now {
-        Now {
-            wall: Timestamp::now(),
-            mono: self.mono(),
-        }
+        Now { wall: Timestamp::now(), mono: self.mono() }
     }
 
     fn lane(&self, lane: Lane) -> &Pacer {
@@ -211,9 +193,7 @@ impl Context {
 
     /// A request to the API server, with a time limit.
     async fn api<T>(&self, what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-        let answer = tokio::time::timeout(API_TIMEOUT, request)
-            .await
-            .map_err(|_| Error::Timeout(what))?;
+        let answer = tokio::time::timeout(API_TIMEOUT, request).await.map_err(|_| Error::Timeout(what))?;
         answer.map_err(|source| Error::Api { what, source })
     }
 
@@ -239,10 +219,7 @@ impl Context {
             ..Event::default()
         };
         let api: Api<Event> = Api::namespaced(self.client.clone(), &tunnel.namespace().unwrap_or_default());
-        if let Err(error) = self
-            .api("publish an event", api.create(&Default::default(), &event))
-            .await
-        {
+        if let Err(error) = self.api("publish an event", api.create(&Default::default(), &event)).await {
             tracing::debug!(%error, "an event was lost");
         }
     }
@@ -252,10 +229,7 @@ impl Context {
 /// for now. What is remembered of a Tunnel is taken out meanwhile: there is one reconcile at a time.
 async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     let key = validate::validate(&tunnel)?.key;
-    let mut memory = ctx
-        .memories()
-        .remove(&key)
-        .unwrap_or_else(|| Memory::new(false, ctx.mono()));
+    let mut memory = ctx.memories().remove(&key).unwrap_or_else(|| Memory::new(false, ctx.mono()));
     let outcome = steps(tunnel, &ctx, &mut memory).await;
     match &outcome {
         Ok(_) => memory.errors = 0,
@@ -269,11 +243,7 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
 }
 
 async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Result<Action, Error> {
-    let mut view = View {
-        tunnel: newest(tunnel, memory),
-        read_at: None,
-        gone: false,
-    };
+    let mut view = View { tunnel: newest(tunnel, memory), read_at: None, gone: false };
     let mut secrets: Option<Vec<Option<Secret>>> = None;
     let mut last = None;
     for _ in 0..MAX_STEPS {
@@ -298,14 +268,7 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
         }
         last = Some(decision.clone());
         // 4. Do it: one effect. 5. Where it is a status write, status.rs says what is written.
-        let mut act = Act {
-            ctx,
-            desired: &desired,
-            view: &mut view,
-            secrets: &mut secrets,
-            memory,
-            now,
-        };
+        let mut act = Act { ctx, desired: &desired, view: &mut view, secrets: &mut secrets, memory, now };
         if let Some(wait) = act.act(decision).await? {
             let until = wait.until.map(|until| until.0.saturating_sub(ctx.mono().0));
             return Ok(until.map_or_else(Action::await_change, Action::requeue));
@@ -350,11 +313,7 @@ fn observed<'a>(
         secrets: act::states(secrets, desired, answer),
         memory,
         search: ctx.poller.found(&desired.key),
-        heard: desired
-            .record
-            .tunnel
-            .as_ref()
-            .and_then(|t| ctx.poller.heard(&t.tunnel.id)),
+        heard: desired.record.tunnel.as_ref().and_then(|t| ctx.poller.heard(&t.tunnel.id)),
         reads_fail: ctx.poller.failing(),
         open: ctx.open.turn(&desired.key),
         close: ctx.close.turn(&desired.key),
@@ -368,9 +327,7 @@ fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action
         .ok()
         .and_then(|desired| ctx.memories().get(&desired.key).map(|m| m.errors))
         .unwrap_or(1);
-    let pause = Duration::from_millis(100)
-        .saturating_mul(1 << errors.min(16))
-        .min(MAX_BACKOFF);
+    let pause = Duration::from_millis(100).saturating_mul(1 << errors.min(16)).min(MAX_BACKOFF);
     tracing::warn!(
         namespace = tunnel.namespace().unwrap_or_default(),
         name = tunnel.name_any(),
@@ -386,9 +343,7 @@ fn note_event(ctx: &Context, store: &Store<Tunnel>, event: &watcher::Event<Tunne
     match event {
         watcher::Event::Apply(tunnel) | watcher::Event::InitApply(tunnel) => {
             let live = matches!(event, watcher::Event::Apply(_));
-            let known = store
-                .get(&ObjectRef::from_obj(tunnel))
-                .is_some_and(|t| t.uid() == tunnel.uid());
+            let known = store.get(&ObjectRef::from_obj(tunnel)).is_some_and(|t| t.uid() == tunnel.uid());
             let Ok(desired) = validate::validate(tunnel) else {
                 return;
             };
@@ -396,9 +351,7 @@ fn note_event(ctx: &Context, store: &Store<Tunnel>, event: &watcher::Event<Tunne
                 !desired.record.finalizer && desired.record.claim.is_none() && desired.record.tunnel.is_none();
             let now = ctx.mono();
             if !known {
-                ctx.memories()
-                    .entry(desired.key)
-                    .or_insert_with(|| Memory::new(live && untouched, now));
+                ctx.memories().entry(desired.key).or_insert_with(|| Memory::new(live && untouched, now));
             }
         }
         watcher::Event::Delete(tunnel) => {
@@ -455,15 +408,7 @@ impl Watch {
             .graceful_shutdown_on(stop)
             .run(traced, error_policy, ctx.clone())
             .for_each(|_| std::future::ready(()));
-        (
-            Self {
-                store,
-                wake,
-                namespace,
-                synced,
-            },
-            run,
-        )
+        (Self { store, wake, namespace, synced }, run)
     }
 
     /// Waits until the watch is synced. (The store's own `wait_until_ready` wakes only the last of
@@ -481,11 +426,7 @@ impl Watch {
         let watched = |tunnel: &Arc<Tunnel>| {
             let desired = validate::validate(tunnel).ok()?;
             let recorded = desired.record.tunnel.filter(|t| t.state == State::Open)?;
-            Some(Watched {
-                key: desired.key,
-                id: recorded.tunnel.id,
-                opened_at: recorded.opened_at,
-            })
+            Some(Watched { key: desired.key, id: recorded.tunnel.id, opened_at: recorded.opened_at })
         };
         self.store.state().iter().filter_map(watched).collect()
     }
@@ -502,11 +443,7 @@ pub async fn wake(watches: &[Watch], mut woken: mpsc::UnboundedReceiver<Key>) {
         for watch in watches.iter().filter(|w| w.covers(&key.namespace)) {
             // One that is gone (or was made again under the same name) is not reconciled for the old one.
             let tunnel = ObjectRef::new(&key.name).within(&key.namespace);
-            if watch
-                .store
-                .get(&tunnel)
-                .is_some_and(|t| t.uid().as_ref() == Some(&key.uid))
-            {
+            if watch.store.get(&tunnel).is_some_and(|t| t.uid().as_ref() == Some(&key.uid)) {
                 let _ = watch.wake.send(tunnel);
             }
         }
@@ -515,16 +452,11 @@ pub async fn wake(watches: &[Watch], mut woken: mpsc::UnboundedReceiver<Key>) {
 
 async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     use tracing::Instrument;
-    let span = tracing::info_span!(
-        "reconcile",
-        namespace = tunnel.namespace().unwrap_or_default(),
-        name = tunnel.name_any()
-    );
+    let span =
+        tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
     reconcile(tunnel, ctx).instrument(span).await
 }
 
 fn unfold<T: Send + 'static>(receiver: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
-    futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|item| (item, receiver))
-    })
+    futures::stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|item| (item, receiver)) })
 }

@@ -139,9 +139,8 @@ pub struct Destination {
 }
 
 fn name_rule(field: &str) -> Rule {
-    Rule::new("self.matches('^[a-zA-Z0-9:_-]+$')").message(Message::Message(format!(
-        "{field} may have only letters, digits and : _ -"
-    )))
+    Rule::new("self.matches('^[a-zA-Z0-9:_-]+$')")
+        .message(Message::Message(format!("{field} may have only letters, digits and : _ -")))
 }
 
 /// A tag of the AWS tunnel.
@@ -398,10 +397,9 @@ pub fn definition() -> CustomResourceDefinition {
             continue;
         };
         no_nulls(root);
-        for (name, default) in [
-            ("spec", serde_json::json!({})),
-            ("status", serde_json::json!({"observedGeneration": -1})),
-        ] {
+        for (name, default) in
+            [("spec", serde_json::json!({})), ("status", serde_json::json!({"observedGeneration": -1}))]
+        {
             if let Some(schema) = root.properties.as_mut().and_then(|p| p.get_mut(name)) {
                 schema.default =
                     Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSON(default));
@@ -414,11 +412,7 @@ pub fn definition() -> CustomResourceDefinition {
 /// Takes `nullable` out of a schema and all that it holds.
 fn no_nulls(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
-    schema
-        .properties
-        .iter_mut()
-        .flat_map(|p| p.values_mut())
-        .for_each(no_nulls);
+    schema.properties.iter_mut().flat_map(|p| p.values_mut()).for_each(no_nulls);
     if let Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaPropsOrArray::Schema(
         items,
     )) = &mut schema.items
@@ -432,11 +426,7 @@ fn no_nulls(schema: &mut JSONSchemaProps) {
 pub fn missing_fields(installed: &CustomResourceDefinition) -> Vec<String> {
     fn compare(ours: &JSONSchemaProps, theirs: Option<&JSONSchemaProps>, path: &str, missing: &mut Vec<String>) {
         for (name, schema) in ours.properties.iter().flatten() {
-            let path = if path.is_empty() {
-                name.clone()
-            } else {
-                format!("{path}.{name}")
-            };
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match theirs.and_then(|t| t.properties.as_ref()).and_then(|p| p.get(name)) {
                 Some(theirs) => compare(schema, Some(theirs), &path, missing),
                 None => missing.push(path),

@@ -26,9 +26,9 @@ const GATHER: Duration = Duration::from_millis(200);
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Command::parse() {
-        Command::Crd => serde_saphyr::to_string(&crd::definition())
-            .map(|yaml| print!("{yaml}"))
-            .map_err(|e| e.to_string()),
+        Command::Crd => {
+            serde_saphyr::to_string(&crd::definition()).map(|yaml| print!("{yaml}")).map_err(|e| e.to_string())
+        }
         Command::Run(flags) => run(*flags).await,
     };
     match outcome {
@@ -49,12 +49,9 @@ async fn run(flags: Run) -> Result<(), String> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         tracing::info!("stopping: calls in flight are finished, and what they return is written");
     };
-    let listener = TcpListener::bind(flags.http_addr).await.map_err(|e| {
-        format!(
-            "cannot listen on --http-addr {}: {e}; choose another address",
-            flags.http_addr
-        )
-    })?;
+    let listener = TcpListener::bind(flags.http_addr)
+        .await
+        .map_err(|e| format!("cannot listen on --http-addr {}: {e}; choose another address", flags.http_addr))?;
     let address = listener.local_addr().map_err(|e| format!("cannot listen: {e}"))?;
     tracing::info!(%address, "serving /healthz and /readyz");
     let ready = Arc::new(AtomicBool::new(false));
@@ -137,10 +134,7 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
         client,
         aws,
         cluster,
-        limits: Limits {
-            aws_timeout: flags.aws_timeout,
-            recovery_grace: flags.recovery_grace,
-        },
+        limits: Limits { aws_timeout: flags.aws_timeout, recovery_grace: flags.recovery_grace },
         open_rate: flags.open_rate,
         close_rate: flags.close_rate,
         poll_interval: flags.poll_interval,
@@ -155,10 +149,7 @@ async fn cluster_id(client: &Client) -> Result<String, String> {
         .map_err(|e| {
             format!("cannot read the UID of namespace kube-system ({e}): grant get on it, or set --cluster-id")
         })?;
-    namespace
-        .metadata
-        .uid
-        .ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
+    namespace.metadata.uid.ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
 }
 
 /// The CRD must be there, and have all that this operator writes: an older one would drop it silently.

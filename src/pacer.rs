@@ -103,12 +103,7 @@ struct Shut {
 impl Pacer {
     /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`.
     pub fn new(rate: f64, wake: mpsc::UnboundedSender<Key>) -> Self {
-        Self {
-            interval: Duration::from_secs_f64(MARGIN / rate),
-            state: Mutex::default(),
-            changed: Notify::new(),
-            wake,
-        }
+        Self { interval: Duration::from_secs_f64(MARGIN / rate), state: Mutex::default(), changed: Notify::new(), wake }
     }
 
     /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
@@ -246,13 +241,7 @@ enum Next {
 
 impl State {
     fn enqueue(&mut self, key: Key, place: Place) {
-        self.tickets.insert(
-            key.clone(),
-            Ticket {
-                place,
-                stage: Stage::Waiting,
-            },
-        );
+        self.tickets.insert(key.clone(), Ticket { place, stage: Stage::Waiting });
         self.queues.entry(key.namespace.clone()).or_default().insert(place, key);
     }
 
@@ -280,17 +269,8 @@ impl State {
                 }
             }
             None => {
-                let gate = Gate {
-                    cause: error.kind,
-                    message: error.message.clone(),
-                    since: Timestamp::now(),
-                };
-                self.shut = Some(Shut {
-                    gate,
-                    at: now,
-                    failures: 0,
-                    probe_at: now + backoff(0),
-                });
+                let gate = Gate { cause: error.kind, message: error.message.clone(), since: Timestamp::now() };
+                self.shut = Some(Shut { gate, at: now, failures: 0, probe_at: now + backoff(0) });
             }
         }
     }
@@ -330,13 +310,7 @@ impl State {
     /// The first of the namespace that comes after the one that had the last turn.
     fn pop(&mut self) -> Option<Key> {
         let after = (Bound::Excluded(self.last_namespace.clone()), Bound::Unbounded);
-        let namespace = self
-            .queues
-            .range(after)
-            .next()
-            .or_else(|| self.queues.iter().next())?
-            .0
-            .clone();
+        let namespace = self.queues.range(after).next().or_else(|| self.queues.iter().next())?.0.clone();
         let queue = self.queues.get_mut(&namespace)?;
         let (_, key) = queue.pop_first()?;
         if queue.is_empty() {
@@ -352,9 +326,7 @@ impl State {
 
 /// Exponential, with full jitter: 0 to 1, 2, 4 … 60 s.
 fn backoff(failures: u32) -> Duration {
-    let limit = Duration::from_secs(1)
-        .saturating_mul(1 << failures.min(16))
-        .min(MAX_BACKOFF);
+    let limit = Duration::from_secs(1).saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
     limit.mul_f64(fastrand::f64())
 }
 
@@ -364,11 +336,7 @@ mod tests {
     use std::sync::Arc;
 
     fn key(namespace: &str, name: &str) -> Key {
-        Key {
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: name.into(),
-        }
+        Key { namespace: namespace.into(), name: name.into(), uid: name.into() }
     }
 
     fn pacer(rate: f64) -> (Arc<Pacer>, mpsc::UnboundedReceiver<Key>) {
@@ -380,10 +348,7 @@ mod tests {
     }
 
     fn limit() -> Result<(), CallError> {
-        Err(CallError {
-            kind: CallErrorKind::LimitExceeded,
-            message: "limit".into(),
-        })
+        Err(CallError { kind: CallErrorKind::LimitExceeded, message: "limit".into() })
     }
 
     fn created(second: i64) -> Timestamp {
@@ -393,13 +358,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
         let (pacer, mut woken) = pacer(1.0);
-        for (namespace, name, at) in [
-            ("a", "a2", 2),
-            ("a", "a1", 1),
-            ("a", "a3", 3),
-            ("b", "b1", 9),
-            ("c", "c1", 9),
-        ] {
+        for (namespace, name, at) in [("a", "a2", 2), ("a", "a1", 1), ("a", "a3", 3), ("b", "b1", 9), ("c", "c1", 9)] {
             pacer.take(&key(namespace, name), created(at));
         }
         let start = Instant::now();
@@ -429,15 +388,9 @@ mod tests {
         pacer.begin(&first);
         pacer.end(&first, &limit());
         let gate = pacer.gate().unwrap();
-        assert_eq!(
-            (gate.cause, gate.message.as_str()),
-            (CallErrorKind::LimitExceeded, "limit")
-        );
+        assert_eq!((gate.cause, gate.message.as_str()), (CallErrorKind::LimitExceeded, "limit"));
         // All three are told that the gate is shut; then one gets the probe.
-        let told: Vec<_> = [woken.recv().await, woken.recv().await, woken.recv().await]
-            .into_iter()
-            .flatten()
-            .collect();
+        let told: Vec<_> = [woken.recv().await, woken.recv().await, woken.recv().await].into_iter().flatten().collect();
         assert_eq!(told.len(), 3);
         let probe = woken.recv().await.unwrap();
         assert_eq!(probe, first, "keeps its place");

@@ -77,25 +77,13 @@ impl Poller {
         start: Instant,
         wake: mpsc::UnboundedSender<Key>,
     ) -> Self {
-        Self {
-            aws,
-            cluster,
-            interval,
-            start,
-            state: Mutex::default(),
-            asked: Notify::new(),
-            wake,
-        }
+        Self { aws, cluster, interval, start, state: Mutex::default(), asked: Notify::new(), wake }
     }
 
     /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
     pub fn search(&self, key: &Key, created: Timestamp, since: Mono) {
         let mut state = self.lock();
-        let search = state.searches.entry(key.clone()).or_insert(Searching {
-            created,
-            since,
-            result: None,
-        });
+        let search = state.searches.entry(key.clone()).or_insert(Searching { created, since, result: None });
         search.since = search.since.max(since);
         drop(state);
         self.asked.notify_one();
@@ -155,9 +143,7 @@ impl Poller {
             match outcome {
                 Ok(()) => failures = 0,
                 Err(_) => {
-                    let limit = Duration::from_millis(500)
-                        .saturating_mul(1 << failures.min(8))
-                        .min(MAX_BACKOFF);
+                    let limit = Duration::from_millis(500).saturating_mul(1 << failures.min(8)).min(MAX_BACKOFF);
                     failures += 1;
                     tokio::time::sleep(limit.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
                 }
@@ -184,11 +170,7 @@ impl Poller {
     }
 
     fn asked(&self) -> Vec<(Key, TunnelId)> {
-        self.lock()
-            .describes
-            .iter()
-            .map(|(key, id)| (key.clone(), id.clone()))
-            .collect()
+        self.lock().describes.iter().map(|(key, id)| (key.clone(), id.clone())).collect()
     }
 
     fn hear(&self, key: &Key, id: TunnelId, heard: Heard) {
@@ -253,10 +235,7 @@ impl Poller {
         started: Mono,
     ) -> Result<(), CallError> {
         let mut owned: Vec<(&Summary, Owner)> = Vec::new();
-        for summary in listed
-            .iter()
-            .filter(|s| s.state == State::Open && s.created_at >= created)
-        {
+        for summary in listed.iter().filter(|s| s.state == State::Open && s.created_at >= created) {
             let owner = match self.aws.describe(&summary.tunnel.id).await {
                 Ok(described) => described.owner.filter(|_| matches!(described.word, Word::Open { .. })),
                 Err(e) if e.kind == CallErrorKind::NotFound => None,
@@ -270,11 +249,7 @@ impl Poller {
             let found = owned
                 .iter()
                 .filter(|(_, owner)| owner.uid == key.uid && owner.namespace == key.namespace)
-                .map(|(s, owner)| Found {
-                    tunnel: s.tunnel.clone(),
-                    owner: owner.clone(),
-                    created_at: s.created_at,
-                })
+                .map(|(s, owner)| Found { tunnel: s.tunnel.clone(), owner: owner.clone(), created_at: s.created_at })
                 .collect();
             if let Some(search) = state.searches.get_mut(key) {
                 search.result = Some(Search { started, found });
@@ -293,19 +268,8 @@ impl Poller {
         let mut heard = HashMap::new();
         for Watched { id, .. } in watched {
             let (word, asked) = match listed.get(id) {
-                Some(s) if s.state == State::Open => (
-                    Word::Open {
-                        created_at: s.created_at,
-                    },
-                    started,
-                ),
-                Some(s) => (
-                    Word::Closed {
-                        created_at: s.created_at,
-                        closed_at: s.last_updated_at,
-                    },
-                    started,
-                ),
+                Some(s) if s.state == State::Open => (Word::Open { created_at: s.created_at }, started),
+                Some(s) => (Word::Closed { created_at: s.created_at, closed_at: s.last_updated_at }, started),
                 None => {
                     let asked = self.now();
                     let described = self.aws.describe(id).await?;

@@ -26,26 +26,15 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
     let lines = match format {
         LogFormat::Text => {
             let ansi = stderr().is_terminal();
-            tracing_subscriber::fmt::layer()
-                .with_writer(stderr)
-                .with_ansi(ansi)
-                .with_target(false)
-                .boxed()
+            tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(ansi).with_target(false).boxed()
         }
-        LogFormat::Json => tracing_subscriber::fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_writer(stderr)
-            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed(),
     };
     // kube's own spans name the Tunnel once more; the operator's span names it already.
     let ours = tracing_subscriber::filter::filter_fn(|meta| {
         meta.target().starts_with("opentunnel_operator") || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG)
     });
-    tracing_subscriber::registry()
-        .with(lines.with_filter(ours))
-        .with(filter)
-        .init();
+    tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).init();
     Ok(())
 }
 
@@ -61,8 +50,6 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>) -> std::io::Re
             (StatusCode::SERVICE_UNAVAILABLE, "the watches are not synced yet")
         }
     };
-    let app = Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(readyz));
+    let app = Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(readyz));
     axum::serve(listener, app).await
 }

@@ -226,18 +226,15 @@ pub enum CallErrorKind {
 
 /// Whether `tags` hold the owner tag, and what it says.
 pub fn owner_of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Owner> {
-    tags.into_iter()
-        .find(|(key, _)| *key == OWNER_TAG)
-        .and_then(|(_, value)| Owner::parse(value))
+    tags.into_iter().find(|(key, _)| *key == OWNER_TAG).and_then(|(_, value)| Owner::parse(value))
 }
 
 /// Sides of `mode` of what a call returned; a client token is made for each.
 pub fn sides(mode: ClientMode, source: Option<String>, destination: Option<String>) -> Option<Tokens> {
     let side = |token: Option<String>| {
-        token.filter(|t| !t.is_empty()).map(|t| Side {
-            access_token: Token::new(t),
-            client_token: Token::random_client_token(),
-        })
+        token
+            .filter(|t| !t.is_empty())
+            .map(|t| Side { access_token: Token::new(t), client_token: Token::random_client_token() })
     };
     let tokens = Tokens {
         source: side(source).filter(|_| mode.has_source()),

@@ -45,17 +45,9 @@ pub(crate) async fn answer(shared: &Arc<Shared>, headers: &HeaderMap, body: &[u8
     let named = body.as_ref().ok().and_then(named_tunnel);
     let (number, fault) = shared.change(|state| {
         let at = state.service.clock.now().timestamp();
-        (
-            state.calls.arrive(name, at, named),
-            faults::take(&mut state.faults, operation),
-        )
+        (state.calls.arrive(name, at, named), faults::take(&mut state.faults, operation))
     });
-    let call = Call {
-        number,
-        operation,
-        region,
-        body,
-    };
+    let call = Call { number, operation, region, body };
     match fault {
         None => call.act(shared, None),
         Some(fault) if fault.kind == FaultKind::Delay => {
@@ -88,11 +80,7 @@ impl Call {
             let result = if !state.meter.admit(self.operation, Instant::now()) {
                 Err(rate_exceeded(self.operation))
             } else {
-                self.body.and_then(|body| {
-                    state
-                        .service
-                        .perform(self.operation, &self.region, max_open_tunnels, &body)
-                })
+                self.body.and_then(|body| state.service.perform(self.operation, &self.region, max_open_tunnels, &body))
             };
             let outcome = match (&fault, &result) {
                 (Some(kind), _) => kind.name(),
@@ -109,10 +97,9 @@ impl Call {
         let error = match kind {
             FaultKind::LimitExceeded => rate_exceeded(Operation::OpenTunnel),
             FaultKind::Throttling => ApiError::throttling(),
-            FaultKind::AccessDenied => ApiError::access_denied(format!(
-                "User is not authorized to perform: iot:{}",
-                self.operation.name()
-            )),
+            FaultKind::AccessDenied => {
+                ApiError::access_denied(format!("User is not authorized to perform: iot:{}", self.operation.name()))
+            }
             FaultKind::InternalError => ApiError::internal_failure(),
             FaultKind::DropBefore | FaultKind::HangBefore => {
                 shared.change(|state| state.calls.decide(self.number, kind.name(), None));

@@ -46,16 +46,8 @@ pub(crate) struct CallNumber {
 impl CallLog {
     pub(crate) fn arrive(&mut self, operation: &str, at: Timestamp, tunnel_id: Option<String>) -> CallNumber {
         let operation = operation.to_owned();
-        self.calls.push(Call {
-            operation,
-            at,
-            outcome: None,
-            tunnel_id,
-        });
-        CallNumber {
-            index: self.calls.len() - 1,
-            resets: self.resets,
-        }
+        self.calls.push(Call { operation, at, outcome: None, tunnel_id });
+        CallNumber { index: self.calls.len() - 1, resets: self.resets }
     }
 
     /// Whether the call came in before the last reset.

@@ -41,10 +41,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self {
-            advanced_ms: 0,
-            last: Millis(0),
-        }
+        Self { advanced_ms: 0, last: Millis(0) }
     }
 
     pub(crate) fn now(&mut self) -> Millis {

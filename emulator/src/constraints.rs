@@ -28,56 +28,33 @@ pub(crate) const DESCRIPTION: Text = Text {
     max: ANY_LENGTH,
 };
 
-pub(crate) const TUNNEL_ID: Text = Text {
-    pattern: Some(Pattern(r"[a-zA-Z0-9_\-+=:]{1,128}", is_tunnel_id)),
-    min: 0,
-    max: ANY_LENGTH,
-};
+pub(crate) const TUNNEL_ID: Text =
+    Text { pattern: Some(Pattern(r"[a-zA-Z0-9_\-+=:]{1,128}", is_tunnel_id)), min: 0, max: ANY_LENGTH };
 
 pub(crate) const NEXT_TOKEN: Text = Text {
-    pattern: Some(Pattern(r"[a-zA-Z0-9_=-]{1,4096}", |value| {
-        has_length(value, 1, 4096) && consists_of(value, "_=-")
-    })),
+    pattern: Some(Pattern(r"[a-zA-Z0-9_=-]{1,4096}", |value| has_length(value, 1, 4096) && consists_of(value, "_=-"))),
     min: 0,
     max: ANY_LENGTH,
 };
 
 /// Of a thing and of a service.
 pub(crate) const NAME: Text = Text {
-    pattern: Some(Pattern(r"[a-zA-Z0-9:_-]+", |value| {
-        !value.is_empty() && consists_of(value, ":_-")
-    })),
+    pattern: Some(Pattern(r"[a-zA-Z0-9:_-]+", |value| !value.is_empty() && consists_of(value, ":_-"))),
     min: 1,
     max: 128,
 };
 
-pub(crate) const TAG_KEY: Text = Text {
-    pattern: Some(TAG_PATTERN),
-    min: 1,
-    max: 128,
-};
+pub(crate) const TAG_KEY: Text = Text { pattern: Some(TAG_PATTERN), min: 1, max: 128 };
 
-pub(crate) const TAG_VALUE: Text = Text {
-    pattern: Some(TAG_PATTERN),
-    min: 0,
-    max: 256,
-};
+pub(crate) const TAG_VALUE: Text = Text { pattern: Some(TAG_PATTERN), min: 0, max: 256 };
 
 /// The model's `AmazonResourceName`, which requests carry. (A `tunnelArn` in an answer
 /// may be longer.)
-pub(crate) const RESOURCE_ARN: Text = Text {
-    pattern: None,
-    min: 1,
-    max: 1011,
-};
+pub(crate) const RESOURCE_ARN: Text = Text { pattern: None, min: 1, max: 1011 };
 
 const TAG_PATTERN: Pattern = Pattern(r"^([\p{L}\p{Z}\p{N}_.:/=+\-@]*)$", |value| {
     value.chars().all(|c| {
-        "_.:/=+-@".contains(c)
-            || matches!(
-                c.general_category_group(),
-                Group::Letter | Group::Separator | Group::Number
-            )
+        "_.:/=+-@".contains(c) || matches!(c.general_category_group(), Group::Letter | Group::Separator | Group::Number)
     })
 });
 
@@ -113,10 +90,7 @@ impl Text {
 
     /// All that a list's member must be, said of a list one of whose members is not.
     fn of_members(&self) -> String {
-        let mut all = vec![
-            must_have("length", "less", self.max),
-            must_have("length", "greater", self.min),
-        ];
+        let mut all = vec![must_have("length", "less", self.max), must_have("length", "greater", self.min)];
         all.extend(self.pattern.map(|Pattern(pattern, _)| must_match(pattern)));
         format!("Member must satisfy constraint: [{}]", all.join(", "))
     }
@@ -136,9 +110,7 @@ pub(crate) struct Violations(Vec<String>);
 
 impl Violations {
     fn add(&mut self, value: impl std::fmt::Display, path: &str, constraint: &str) {
-        self.0.push(format!(
-            "Value {value} at '{path}' failed to satisfy constraint: {constraint}"
-        ));
+        self.0.push(format!("Value {value} at '{path}' failed to satisfy constraint: {constraint}"));
     }
 
     /// A required member that is absent.
@@ -210,9 +182,6 @@ impl Violations {
             1 => "1 validation error".to_owned(),
             n => format!("{n} validation errors"),
         };
-        Err(ApiError::validation(format!(
-            "{errors} detected: {}",
-            self.0.join("; ")
-        )))
+        Err(ApiError::validation(format!("{errors} detected: {}", self.0.join("; "))))
     }
 }

@@ -89,10 +89,7 @@ pub(crate) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) 
         "/faults" => {
             takes(method, Method::PUT, "PUT")?;
             let faults: Vec<Fault> = read(body)?;
-            if faults
-                .iter()
-                .any(|fault| fault.kind == FaultKind::Delay && fault.delay_ms == 0)
-            {
+            if faults.iter().any(|fault| fault.kind == FaultKind::Delay && fault.delay_ms == 0) {
                 let message = "a fault of kind Delay needs delayMs (milliseconds, above 0)";
                 return Err(ControlError::BadRequest(message.to_owned()));
             }
@@ -115,9 +112,7 @@ pub(crate) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) 
             Ok(json!({}))
         }
         _ => {
-            let id = path
-                .strip_prefix("/tunnels/")
-                .and_then(|rest| rest.strip_suffix("/connections"));
+            let id = path.strip_prefix("/tunnels/").and_then(|rest| rest.strip_suffix("/connections"));
             let id = id.ok_or_else(|| ControlError::NoSuchPath(format!("/_emulator{path}")))?;
             takes(method, Method::POST, "POST")?;
             set_connections(shared, id, read(body)?)?;
@@ -127,11 +122,7 @@ pub(crate) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) 
 }
 
 fn takes(method: &Method, wanted: Method, name: &'static str) -> Result<(), ControlError> {
-    if *method == wanted {
-        Ok(())
-    } else {
-        Err(ControlError::WrongMethod(name))
-    }
+    if *method == wanted { Ok(()) } else { Err(ControlError::WrongMethod(name)) }
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ControlError> {
@@ -141,12 +132,7 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ControlError> {
 /// All visible tunnels, newest first.
 pub(crate) fn tunnels(state: &mut State) -> Vec<TunnelInfo> {
     let now = state.service.clock.now();
-    state
-        .service
-        .store
-        .newest_first(u64::MAX, now)
-        .map(|(_, tunnel)| tunnel.info(now))
-        .collect()
+    state.service.store.newest_first(u64::MAX, now).map(|(_, tunnel)| tunnel.info(now)).collect()
 }
 
 pub(crate) fn set_quotas(shared: &Shared, quotas: &Quotas) {

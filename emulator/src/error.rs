@@ -12,11 +12,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn bad_request(name: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            name,
-            message: message.into(),
-        }
+        Self { status: StatusCode::BAD_REQUEST, name, message: message.into() }
     }
 
     pub(crate) fn unknown_operation(message: impl Into<String>) -> Self {

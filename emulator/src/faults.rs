@@ -65,12 +65,7 @@ pub struct Fault {
 impl Fault {
     /// A fault that happens to every call of `operation`, without delay.
     pub fn new(operation: Operation, kind: FaultKind) -> Self {
-        Self {
-            operation,
-            kind,
-            times: None,
-            delay_ms: 0,
-        }
+        Self { operation, kind, times: None, delay_ms: 0 }
     }
 
     /// This fault, for the next `times` calls only.
@@ -90,9 +85,7 @@ impl Fault {
 
 /// Takes the fault that this call of `operation` meets, if one does.
 pub(crate) fn take(faults: &mut [Fault], operation: Operation) -> Option<Fault> {
-    let fault = faults
-        .iter_mut()
-        .find(|fault| fault.operation == operation && fault.times != Some(0))?;
+    let fault = faults.iter_mut().find(|fault| fault.operation == operation && fault.times != Some(0))?;
     if let Some(times) = &mut fault.times {
         *times -= 1;
     }

@@ -81,20 +81,10 @@ async fn run(args: Args) -> Result<(), String> {
         StartQuotas::Aws => Quotas::aws(),
         StartQuotas::None => Quotas::none(),
     };
-    let Args {
-        listen,
-        region,
-        account_id,
-        ..
-    } = args;
-    let emulator = Emulator::start(Config {
-        listen,
-        quotas,
-        region,
-        account_id,
-    })
-    .await
-    .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let Args { listen, region, account_id, .. } = args;
+    let emulator = Emulator::start(Config { listen, quotas, region, account_id })
+        .await
+        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     // Whether anybody reads it is not the emulator's business.
     let _ = writeln!(io::stdout(), "listening on {}", emulator.endpoint());
     tokio::select! {

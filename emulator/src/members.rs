@@ -63,10 +63,7 @@ fn text(value: &Value) -> Result<&str, ApiError> {
 }
 
 fn structure(value: &Value) -> Result<Members<'_>, ApiError> {
-    value
-        .as_object()
-        .map(Members)
-        .ok_or_else(|| mismatch(value, "Structure"))
+    value.as_object().map(Members).ok_or_else(|| mismatch(value, "Structure"))
 }
 
 /// In the words of AWS's own JSON reader.

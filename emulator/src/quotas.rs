@@ -30,10 +30,7 @@ impl Quotas {
             Operation::OpenTunnel | Operation::CloseTunnel => 1.0,
             _ => 10.0,
         };
-        Self {
-            max_open_tunnels: None,
-            rates: Operation::ALL.map(|operation| (operation, rate(operation))).into(),
-        }
+        Self { max_open_tunnels: None, rates: Operation::ALL.map(|operation| (operation, rate(operation))).into() }
     }
 
     /// Everything unlimited.
@@ -74,18 +71,10 @@ struct Bucket {
 impl Meter {
     /// Full buckets of these quotas.
     pub(crate) fn new(quotas: &Quotas, now: Instant) -> Self {
-        let bucket = |rate: f64| Bucket {
-            rate: rate.max(0.0),
-            calls: rate.max(1.0),
-            filled: now,
-        };
+        let bucket = |rate: f64| Bucket { rate: rate.max(0.0), calls: rate.max(1.0), filled: now };
         Self {
             max_open_tunnels: quotas.max_open_tunnels,
-            buckets: quotas
-                .rates
-                .iter()
-                .map(|(operation, rate)| (*operation, bucket(*rate)))
-                .collect(),
+            buckets: quotas.rates.iter().map(|(operation, rate)| (*operation, bucket(*rate))).collect(),
         }
     }
 
@@ -123,19 +112,8 @@ mod tests {
         let start = Instant::now();
         let mut meter = Meter::new(&Quotas::aws(), start);
         assert_eq!(granted(&mut meter, Operation::ListTunnels, 15, start), 10);
-        assert_eq!(
-            granted(
-                &mut meter,
-                Operation::ListTunnels,
-                5,
-                start + Duration::from_millis(200)
-            ),
-            2
-        );
-        assert_eq!(
-            granted(&mut meter, Operation::ListTunnels, 50, start + Duration::from_secs(60)),
-            10
-        );
+        assert_eq!(granted(&mut meter, Operation::ListTunnels, 5, start + Duration::from_millis(200)), 2);
+        assert_eq!(granted(&mut meter, Operation::ListTunnels, 50, start + Duration::from_secs(60)), 10);
     }
 
     #[test]
@@ -143,24 +121,8 @@ mod tests {
         let start = Instant::now();
         let mut meter = Meter::new(&Quotas::none().rate(Operation::OpenTunnel, 0.5), start);
         assert_eq!(granted(&mut meter, Operation::OpenTunnel, 2, start), 1);
-        assert_eq!(
-            granted(
-                &mut meter,
-                Operation::OpenTunnel,
-                1,
-                start + Duration::from_millis(1990)
-            ),
-            0
-        );
-        assert_eq!(
-            granted(
-                &mut meter,
-                Operation::OpenTunnel,
-                2,
-                start + Duration::from_millis(2000)
-            ),
-            1
-        );
+        assert_eq!(granted(&mut meter, Operation::OpenTunnel, 1, start + Duration::from_millis(1990)), 0);
+        assert_eq!(granted(&mut meter, Operation::OpenTunnel, 2, start + Duration::from_millis(2000)), 1);
     }
 
     #[test]

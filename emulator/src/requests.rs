@@ -141,15 +141,9 @@ impl RotateTunnelAccessToken {
         let config = read_destination(&members, &mut violations)?;
         violations.none()?;
         if config.is_some() && !destination {
-            return Err(ApiError::validation(
-                "You can not use DestinationConfig with source clientMode.",
-            ));
+            return Err(ApiError::validation("You can not use DestinationConfig with source clientMode."));
         }
-        Ok(Self {
-            tunnel_id,
-            source,
-            destination,
-        })
+        Ok(Self { tunnel_id, source, destination })
     }
 }
 
@@ -169,10 +163,7 @@ impl TagResource {
             violations.missing("tags");
         }
         violations.none()?;
-        Ok(Self {
-            resource_arn,
-            tags: checked_tags(tags.unwrap_or_default())?,
-        })
+        Ok(Self { resource_arn, tags: checked_tags(tags.unwrap_or_default())? })
     }
 }
 
@@ -230,10 +221,7 @@ fn read_destination(members: &Members, violations: &mut Violations) -> Result<Op
         None => violations.missing("destinationConfig.services"),
     }
     let services = services.unwrap_or_default().into_iter().map(str::to_owned).collect();
-    Ok(Some(Destination {
-        thing_name: thing_name.map(str::to_owned),
-        services,
-    }))
+    Ok(Some(Destination { thing_name: thing_name.map(str::to_owned), services }))
 }
 
 /// The tags as they were sent; `checked_tags` follows when the model is satisfied.

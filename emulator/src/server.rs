@@ -49,9 +49,7 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| respond(request, &shared));
     // An error ends this connection: the client's doing, or a fault's.
-    let _ = http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn respond(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<Response<Full<Bytes>>, Unanswered> {
@@ -97,9 +95,7 @@ fn aws(result: Result<Value, ApiError>) -> Response<Full<Bytes>> {
         response.headers_mut().insert("x-amzn-requestid", id);
     }
     if let Some(name) = name {
-        response
-            .headers_mut()
-            .insert("x-amzn-errortype", HeaderValue::from_static(name));
+        response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(name));
     }
     response
 }
@@ -107,8 +103,6 @@ fn aws(result: Result<Value, ApiError>) -> Response<Full<Bytes>> {
 fn json_response(status: StatusCode, content_type: &'static str, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body.to_string()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -22,11 +22,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(account: &str) -> Self {
-        Self {
-            account: account.to_owned(),
-            clock: Clock::new(),
-            store: Store::default(),
-        }
+        Self { account: account.to_owned(), clock: Clock::new(), store: Store::default() }
     }
 
     /// Carries out one call that came in for `region`. A tunnel is seen in its own
@@ -102,11 +98,7 @@ impl Service {
             tunnel.region == region
                 && (request.thing_name.is_none() || request.thing_name.as_deref() == tunnel.thing_name())
         };
-        let mut tunnels = self
-            .store
-            .newest_first(before, now)
-            .filter(|(_, tunnel)| wanted(tunnel))
-            .peekable();
+        let mut tunnels = self.store.newest_first(before, now).filter(|(_, tunnel)| wanted(tunnel)).peekable();
         let mut summaries = Vec::new();
         let mut last = before;
         while let Some((number, tunnel)) = tunnels.next_if(|_| summaries.len() < request.max_results) {
@@ -141,15 +133,9 @@ impl Service {
 
     fn tag(&mut self, request: TagResource, region: &str, now: Millis) -> Result<Value, ApiError> {
         let tunnel = self.resource(&request.resource_arn, region, now)?;
-        let new = request
-            .tags
-            .keys()
-            .filter(|key| !tunnel.tags.contains_key(*key))
-            .count();
+        let new = request.tags.keys().filter(|key| !tunnel.tags.contains_key(*key)).count();
         if tunnel.tags.len() + new > MAX_TAGS {
-            return Err(ApiError::validation(format!(
-                "A tunnel can have {MAX_TAGS} tags at most"
-            )));
+            return Err(ApiError::validation(format!("A tunnel can have {MAX_TAGS} tags at most")));
         }
         tunnel.tags.extend(request.tags);
         Ok(json!({}))

@@ -62,12 +62,7 @@ impl Shared {
             calls: CallLog::default(),
         };
         let changes = watch::Sender::new(());
-        Self {
-            config,
-            tasks: Tasks::default(),
-            state: Mutex::new(state),
-            changes,
-        }
+        Self { config, tasks: Tasks::default(), state: Mutex::new(state), changes }
     }
 
     /// Does something to the state, then wakes whoever waits for a change.

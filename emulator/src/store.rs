@@ -46,11 +46,7 @@ impl Store {
 
     /// The visible tunnels opened before number `before`, newest first.
     pub(crate) fn newest_first(&self, before: u64, now: Millis) -> impl Iterator<Item = (u64, &Tunnel)> {
-        let older = self
-            .tunnels
-            .range(..before)
-            .rev()
-            .map(|(number, tunnel)| (*number, tunnel));
+        let older = self.tunnels.range(..before).rev().map(|(number, tunnel)| (*number, tunnel));
         older.filter(move |(_, tunnel)| tunnel.is_visible(now))
     }
 

@@ -102,11 +102,7 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     pub(crate) fn open(mut spec: OpenTunnel, region: &str, account: &str, now: Millis) -> Self {
         let id = Uuid::new_v4().to_string();
-        let side = || Side {
-            connection: ConnectionStatus::Disconnected,
-            connection_updated_at: now,
-            issued: 1,
-        };
+        let side = || Side { connection: ConnectionStatus::Disconnected, connection_updated_at: now, issued: 1 };
         Self {
             arn: format!("arn:aws:iot:{region}:{account}:tunnel/{id}"),
             id,
@@ -116,10 +112,7 @@ impl Tunnel {
             created_at: now,
             updated_at: now,
             closed_at: None,
-            tokens: LiveTokens {
-                source: new_token(),
-                destination: new_token(),
-            },
+            tokens: LiveTokens { source: new_token(), destination: new_token() },
             source: side(),
             destination: side(),
         }
@@ -135,8 +128,7 @@ impl Tunnel {
 
     /// When it ended, if it has: closed, or its lifetime over.
     fn ended_at(&self, now: Millis) -> Option<Millis> {
-        self.closed_at
-            .or_else(|| Some(self.expires_at()).filter(|expiry| *expiry <= now))
+        self.closed_at.or_else(|| Some(self.expires_at()).filter(|expiry| *expiry <= now))
     }
 
     pub(crate) fn is_open(&self, now: Millis) -> bool {
@@ -144,16 +136,11 @@ impl Tunnel {
     }
 
     pub(crate) fn is_visible(&self, now: Millis) -> bool {
-        self.ended_at(now)
-            .is_none_or(|ended| now < ended.after(RETENTION_MINUTES))
+        self.ended_at(now).is_none_or(|ended| now < ended.after(RETENTION_MINUTES))
     }
 
     fn status(&self, now: Millis) -> TunnelStatus {
-        if self.is_open(now) {
-            TunnelStatus::Open
-        } else {
-            TunnelStatus::Closed
-        }
+        if self.is_open(now) { TunnelStatus::Open } else { TunnelStatus::Closed }
     }
 
     fn last_updated_at(&self, now: Millis) -> Millis {
@@ -219,10 +206,7 @@ impl Tunnel {
     pub(crate) fn description(&self, now: Millis) -> Map<String, Value> {
         let mut tunnel = self.summary(now);
         tunnel.insert("sourceConnectionState".into(), self.connection(&self.source, now));
-        tunnel.insert(
-            "destinationConnectionState".into(),
-            self.connection(&self.destination, now),
-        );
+        tunnel.insert("destinationConnectionState".into(), self.connection(&self.destination, now));
         if let Some(destination) = &self.spec.destination {
             let mut config = Map::new();
             if let Some(thing_name) = &destination.thing_name {
@@ -240,10 +224,7 @@ impl Tunnel {
     }
 
     pub(crate) fn tag_list(&self) -> Value {
-        self.tags
-            .iter()
-            .map(|(key, value)| json!({"key": key, "value": value}))
-            .collect()
+        self.tags.iter().map(|(key, value)| json!({"key": key, "value": value})).collect()
     }
 
     /// A tunnel that ended has no connections any more.
@@ -278,7 +259,5 @@ impl Tunnel {
 fn new_token() -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let random = (0..16).flat_map(|_| Uuid::new_v4().into_bytes());
-    random
-        .map(|byte| char::from(ALPHABET[usize::from(byte & 63)]))
-        .collect()
+    random.map(|byte| char::from(ALPHABET[usize::from(byte & 63)])).collect()
 }

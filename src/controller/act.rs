@@ -53,15 +53,10 @@ impl Act<'_> {
             Decision::Claim(attempt) => self.claim(attempt).await?,
             Decision::RestoreFinalizer => {
                 let finalizers = self.finalizers(true);
-                self.patch("restore its finalizer", json!({"finalizers": finalizers}), None)
-                    .await?;
+                self.patch("restore its finalizer", json!({"finalizers": finalizers}), None).await?;
             }
             Decision::Open => self.open().await,
-            Decision::Rotate {
-                tunnel,
-                mode,
-                generation,
-            } => self.rotate(&tunnel, mode, generation).await,
+            Decision::Rotate { tunnel, mode, generation } => self.rotate(&tunnel, mode, generation).await,
             Decision::Close { tunnel, opened_at } => self.close(&tunnel, opened_at).await,
             Decision::Disown(tunnel) => self.disown(&tunnel).await,
             Decision::WriteSecret { index, generation } => self.write_secret(index, generation).await?,
@@ -69,8 +64,7 @@ impl Act<'_> {
             Decision::Record(change) => self.record(&change).await?,
             Decision::Release => {
                 let finalizers = self.finalizers(false);
-                self.patch("take its finalizer off", json!({"finalizers": finalizers}), None)
-                    .await?;
+                self.patch("take its finalizer off", json!({"finalizers": finalizers}), None).await?;
                 self.memory.answer = None;
             }
             Decision::Forget => self.forget(),
@@ -96,10 +90,7 @@ impl Act<'_> {
 
     async fn read(&mut self) -> Result<(), Error> {
         let at = self.ctx.mono();
-        let read = self
-            .ctx
-            .api("read the Tunnel", self.tunnels().get_opt(&self.desired.key.name))
-            .await?;
+        let read = self.ctx.api("read the Tunnel", self.tunnels().get_opt(&self.desired.key.name)).await?;
         match read {
             Some(tunnel) if tunnel.uid().as_ref() == Some(&self.desired.key.uid) => self.see(tunnel, at),
             _ => self.view.gone = true,
@@ -110,11 +101,7 @@ impl Act<'_> {
     fn see(&mut self, tunnel: Tunnel, at: Mono) {
         let tunnel = Arc::new(tunnel);
         self.memory.written = Some(tunnel.clone());
-        *self.view = View {
-            tunnel,
-            read_at: Some(at),
-            gone: false,
-        };
+        *self.view = View { tunnel, read_at: Some(at), gone: false };
     }
 
     async fn claim(&mut self, given: Option<Attempt>) -> Result<(), Error> {
@@ -161,16 +148,9 @@ impl Act<'_> {
 
     async fn rotate(&mut self, tunnel: &TunnelId, mode: ClientMode, generation: i64) {
         let called = self.ctx.mono();
-        self.memory.rotation = Some(Rotation {
-            generation,
-            stage: RotationStage::Doubt(called),
-        });
+        self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Doubt(called) });
         self.ctx.rotate.begin(&self.desired.key);
-        let outcome = self
-            .ctx
-            .aws
-            .rotate(tunnel, mode, self.desired.request.destination.as_ref())
-            .await;
+        let outcome = self.ctx.aws.rotate(tunnel, mode, self.desired.request.destination.as_ref()).await;
         self.ctx.rotate.end(&self.desired.key, &outcome);
         if self.ctx.mono() > called + self.ctx.limits.aws_timeout {
             self.memory.late_rotation = Some(generation);
@@ -182,10 +162,7 @@ impl Act<'_> {
             (Ok(_), None) => {}
             (Err(error), _) => {
                 if error.kind != CallErrorKind::Doubt {
-                    self.memory.rotation = Some(Rotation {
-                        generation,
-                        stage: RotationStage::Claimed,
-                    });
+                    self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Claimed });
                 }
                 self.failed("RotateTunnelAccessToken", error);
             }
@@ -194,35 +171,20 @@ impl Act<'_> {
 
     fn answered(&mut self, of: AnswerOf, tunnel: TunnelRef, tokens: Tokens) {
         self.memory.failure = None;
-        self.memory.answer = Some(Answer {
-            of,
-            tunnel,
-            tokens,
-            at: self.ctx.mono(),
-            wall: Timestamp::now(),
-        });
+        self.memory.answer = Some(Answer { of, tunnel, tokens, at: self.ctx.mono(), wall: Timestamp::now() });
     }
 
     async fn close(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
         self.ctx.close.begin(&self.desired.key);
         let outcome = self.ctx.aws.close(&tunnel.id).await;
         self.ctx.close.end(&self.desired.key, &outcome);
-        self.parted(tunnel, opened_at, outcome, "CloseTunnel", "Closed", "is closed")
-            .await;
+        self.parted(tunnel, opened_at, outcome, "CloseTunnel", "Closed", "is closed").await;
         self.ctx.open.probe_now();
     }
 
     async fn disown(&mut self, tunnel: &TunnelRef) {
         let outcome = self.ctx.aws.disown(&tunnel.arn).await;
-        self.parted(
-            tunnel,
-            Timestamp::MIN,
-            outcome,
-            "UntagResource",
-            "Retained",
-            "stays open, without an owner",
-        )
-        .await;
+        self.parted(tunnel, Timestamp::MIN, outcome, "UntagResource", "Retained", "stays open, without an owner").await;
     }
 
     /// The Tunnel has parted from a tunnel, or has not.
@@ -242,24 +204,14 @@ impl Act<'_> {
                 self.memory.closed.push(tunnel.id.clone());
             }
             Err(e) if e.kind == CallErrorKind::NotFound => {
-                self.failed(
-                    operation,
-                    CallError {
-                        kind: CallErrorKind::Doubt,
-                        ..e
-                    },
-                );
+                self.failed(operation, CallError { kind: CallErrorKind::Doubt, ..e });
             }
             Err(e) => self.failed(operation, e),
             Ok(()) => {
                 tracing::info!(tunnel_id = %tunnel.id, "the tunnel {what}");
                 self.memory.failure = None;
                 self.memory.closed.push(tunnel.id.clone());
-                let note = Note {
-                    warning: false,
-                    reason: reason.into(),
-                    note: format!("tunnel {} {what}", tunnel.id),
-                };
+                let note = Note { warning: false, reason: reason.into(), note: format!("tunnel {} {what}", tunnel.id) };
                 self.ctx.event(&self.view.tunnel, note).await;
             }
         }
@@ -278,19 +230,10 @@ impl Act<'_> {
             Reason::AwsUnavailable => (FIRST_RETRY, UNAVAILABLE_RETRY),
             _ => (FIRST_RETRY * 5, REFUSED_RETRY),
         };
-        let pause = first
-            .saturating_mul(1 << times.min(16))
-            .min(limit)
-            .mul_f64(0.75 + 0.25 * fastrand::f64());
+        let pause = first.saturating_mul(1 << times.min(16)).min(limit).mul_f64(0.75 + 0.25 * fastrand::f64());
         let at = self.ctx.mono();
         let message = format!("{operation}: {error}");
-        self.memory.failure = Some(Failure {
-            reason,
-            message,
-            at,
-            retry_at: at + pause,
-            times: times + 1,
-        });
+        self.memory.failure = Some(Failure { reason, message, at, retry_at: at + pause, times: times + 1 });
     }
 
     async fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Error> {
@@ -319,15 +262,10 @@ impl Act<'_> {
             secret.annotations_mut().insert(name.into(), value);
         }
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let params = PostParams {
-            field_manager: Some(MANAGER.into()),
-            ..PostParams::default()
-        };
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         // An update is conditioned by the resourceVersion that was read, a create by the name being free.
         let written = if exists {
-            self.ctx
-                .api("update the Secret", api.replace(&wanted.name, &params, &secret))
-                .await
+            self.ctx.api("update the Secret", api.replace(&wanted.name, &params, &secret)).await
         } else {
             self.ctx.api("create the Secret", api.create(&params, &secret)).await
         };
@@ -347,14 +285,8 @@ impl Act<'_> {
         let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
             return Ok(());
         };
-        let preconditions = Preconditions {
-            uid: secret.uid(),
-            resource_version: secret.resource_version(),
-        };
-        let params = DeleteParams {
-            preconditions: Some(preconditions),
-            ..DeleteParams::default()
-        };
+        let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
         let name = self.desired.secrets[index].name.clone();
         match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
@@ -368,10 +300,7 @@ impl Act<'_> {
         let before = self.view.tunnel.status.clone().unwrap_or_default();
         let states = states(self.secrets.as_deref(), self.desired, None);
         let after = status::after(&before, change, self.desired, &states, self.memory, self.now);
-        if !self
-            .patch("write its status", json!({}), Some(status::patch(&after)))
-            .await?
-        {
+        if !self.patch("write its status", json!({}), Some(status::patch(&after))).await? {
             return Ok(());
         }
         let memory = &mut *self.memory;
@@ -388,20 +317,14 @@ impl Act<'_> {
                 memory.answer = None;
                 memory.attempt = None;
                 memory.open_doubt = None;
-                memory.rotation = Some(Rotation {
-                    generation: *generation,
-                    stage: RotationStage::Lost,
-                });
+                memory.rotation = Some(Rotation { generation: *generation, stage: RotationStage::Lost });
             }
             Change::Adopted { generation, .. } | Change::Rotating { generation } => {
                 memory.attempt = None;
                 memory.open_doubt = None;
                 memory.failure = None;
                 memory.late_rotation = None;
-                memory.rotation = Some(Rotation {
-                    generation: *generation,
-                    stage: RotationStage::Claimed,
-                });
+                memory.rotation = Some(Rotation { generation: *generation, stage: RotationStage::Claimed });
             }
             Change::Report(_) if memory.answer.is_some() => self.forget(),
             Change::Report(_) | Change::OpenedAt(_) => {}
@@ -416,27 +339,15 @@ impl Act<'_> {
     }
 
     fn forget(&mut self) {
-        if let Some(Answer {
-            of: AnswerOf::Rotate(generation),
-            ..
-        }) = self.memory.answer.take()
+        if let Some(Answer { of: AnswerOf::Rotate(generation), .. }) = self.memory.answer.take()
             && self.memory.rotation.is_some_and(|r| r.generation == generation)
         {
-            self.memory.rotation = Some(Rotation {
-                generation,
-                stage: RotationStage::Lost,
-            });
+            self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Lost });
         }
     }
 
     fn finalizers(&self, with: bool) -> Vec<String> {
-        let others = self
-            .view
-            .tunnel
-            .finalizers()
-            .iter()
-            .filter(|f| *f != FINALIZER)
-            .cloned();
+        let others = self.view.tunnel.finalizers().iter().filter(|f| *f != FINALIZER).cloned();
         others.chain(with.then(|| FINALIZER.to_owned())).collect()
     }
 
@@ -450,23 +361,13 @@ impl Act<'_> {
         metadata["uid"] = json!(self.desired.key.uid);
         metadata["resourceVersion"] = json!(self.view.tunnel.resource_version());
         let (at, api, name) = (self.ctx.mono(), self.tunnels(), &self.desired.key.name);
-        let params = PatchParams {
-            field_manager: Some(MANAGER.into()),
-            ..PatchParams::default()
-        };
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let patched = match status {
             Some(status) => {
                 let body = Patch::Merge(json!({"metadata": metadata, "status": status}));
                 self.ctx.api(what, api.patch_status(name, &params, &body)).await
             }
-            None => {
-                self.ctx
-                    .api(
-                        what,
-                        api.patch(name, &params, &Patch::Merge(json!({"metadata": metadata}))),
-                    )
-                    .await
-            }
+            None => self.ctx.api(what, api.patch(name, &params, &Patch::Merge(json!({"metadata": metadata})))).await,
         };
         match patched {
             Ok(tunnel) => {
@@ -492,10 +393,7 @@ pub fn states(
     let state = |(secret, wanted): (&Option<Secret>, &super::validate::SecretRef)| {
         let digest = answer.map(|(a, region)| {
             let data = Some(secret_data(wanted.mode, &a.tokens, &a.tunnel.id, region));
-            super::observe::data_digest(&Secret {
-                data,
-                ..Secret::default()
-            })
+            super::observe::data_digest(&Secret { data, ..Secret::default() })
         });
         secret_state(secret.as_ref(), &desired.key.uid, digest.as_deref())
     };
@@ -528,10 +426,7 @@ fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -
 /// Closes tunnels that were opened in vain: for a Tunnel that is gone, or whose attempt was superseded.
 pub async fn close_abandoned(ctx: &Context, key: Key, tunnel: TunnelRef) {
     let pacer: &Pacer = &ctx.close;
-    let key = Key {
-        uid: format!("{}/{}", key.uid, tunnel.id),
-        ..key
-    };
+    let key = Key { uid: format!("{}/{}", key.uid, tunnel.id), ..key };
     for times in 0u32.. {
         pacer.acquire(&key, Timestamp::now()).await;
         pacer.begin(&key);

@@ -162,12 +162,7 @@ pub struct Report {
 
 /// What to do next for one Tunnel.
 pub fn decide(desired: &Desired, observed: &Observed, limits: &Limits, now: Now) -> Decision {
-    let case = Case {
-        d: desired,
-        o: observed,
-        limits,
-        now,
-    };
+    let case = Case { d: desired, o: observed, limits, now };
     if let Some(answer) = &observed.memory.answer
         && let Some(decision) = case.judge(answer)
     {
@@ -249,12 +244,7 @@ impl Case<'_> {
         }
         for (index, secret) in self.o.secrets.iter().enumerate() {
             match secret {
-                SecretState::Ours {
-                    generation: g,
-                    sound: true,
-                    holds_answer: true,
-                    ..
-                } if *g == generation => {}
+                SecretState::Ours { generation: g, sound: true, holds_answer: true, .. } if *g == generation => {}
                 SecretState::Ours { generation: g, .. } if *g >= generation => return Decision::Forget,
                 SecretState::Ours { sound: false, .. } => return Decision::DeleteSecret { index },
                 _ => return Decision::WriteSecret { index, generation },
@@ -271,16 +261,11 @@ impl Case<'_> {
         // Found is found, whatever the search was for. The current attempt's, else the oldest, else the
         // smallest ID: two operators choose the same.
         let claim = self.d.record.claim.as_ref();
-        let chosen = self
-            .found()
-            .min_by_key(|f| (claim != Some(&f.owner.attempt), f.created_at, f.tunnel.id.clone()));
+        let chosen = self.found().min_by_key(|f| (claim != Some(&f.owner.attempt), f.created_at, f.tunnel.id.clone()));
         if let Some(found) = chosen {
             // Two above: the tokens of its late opener are one above.
             let generation = self.generation_above(self.d.record.token_generation + 1);
-            return Decision::Record(Change::Adopted {
-                found: found.clone(),
-                generation,
-            });
+            return Decision::Record(Change::Adopted { found: found.clone(), generation });
         }
         if let Some(decision) = self.backing_off() {
             return decision;
@@ -292,12 +277,7 @@ impl Case<'_> {
             Turn::None => Decision::Queue(Lane::Open),
             Turn::Waiting => self.wait_in_queue(),
             Turn::Granted => {
-                let own = self
-                    .o
-                    .memory
-                    .attempt
-                    .as_ref()
-                    .filter(|_| self.o.memory.open_doubt.is_none());
+                let own = self.o.memory.attempt.as_ref().filter(|_| self.o.memory.open_doubt.is_none());
                 match (claim, own) {
                     (Some(claim), Some(own)) if claim == own => self.fresh(Decision::Open),
                     (_, own) => Decision::Claim(own.cloned()),
@@ -311,11 +291,8 @@ impl Case<'_> {
     /// in flight (of this process or of who claimed), one that begins when the call must have ended.
     fn absence(&self) -> Absence {
         let memory = self.o.memory;
-        let foreign_claim = memory
-            .claim
-            .as_ref()
-            .filter(|(claim, _)| memory.attempt.as_ref() != Some(claim))
-            .map(|(_, seen)| *seen);
+        let foreign_claim =
+            memory.claim.as_ref().filter(|(claim, _)| memory.attempt.as_ref() != Some(claim)).map(|(_, seen)| *seen);
         let unknown = match memory.open_doubt.max(foreign_claim) {
             Some(since) => Some((since, since + self.limits.recovery_grace)),
             None if memory.saw_creation => None,
@@ -339,27 +316,13 @@ impl Case<'_> {
         let report = self.reads_fail().or_else(|| {
             // After a call that failed the reason stands already: AwsUnavailable.
             let words = "looking for a tunnel that an earlier attempt may have opened";
-            self.after_5s(since, reason, words)
-                .filter(|_| self.o.memory.failure.is_none())
+            self.after_5s(since, reason, words).filter(|_| self.o.memory.failure.is_none())
         });
         if searched && self.now.mono < until {
-            return self.wait(
-                report,
-                Wait {
-                    until: Some(until),
-                    ..Wait::default()
-                },
-            );
+            return self.wait(report, Wait { until: Some(until), ..Wait::default() });
         }
         let need = Need::Search(if searched { until } else { from });
-        self.wait(
-            report,
-            Wait {
-                need: Some(need),
-                until: self.report_at(since),
-                ..Wait::default()
-            },
-        )
+        self.wait(report, Wait { need: Some(need), until: self.report_at(since), ..Wait::default() })
     }
 
     /// A tunnel is known and was open when last heard of.
@@ -380,20 +343,12 @@ impl Case<'_> {
                 return self.end(Reason::Expired, tunnel.expires_at);
             }
             let until = Some(self.now.mono + CLOCK_TOLERANCE.unsigned_abs());
-            return Decision::Wait(Wait {
-                need: Some(Need::Describe),
-                until,
-                lane: None,
-            });
+            return Decision::Wait(Wait { need: Some(Need::Describe), until, lane: None });
         }
         if !self.d.record.finalizer {
             return Decision::RestoreFinalizer;
         }
-        if self.d.record.reported == Some(Reason::Open) {
-            self.keep_ready(tunnel)
-        } else {
-            self.make_ready(tunnel)
-        }
+        if self.d.record.reported == Some(Reason::Open) { self.keep_ready(tunnel) } else { self.make_ready(tunnel) }
     }
 
     /// Whether AWS has said that the tunnel is closed. Not-found counts only once the tunnel is older
@@ -409,10 +364,7 @@ impl Case<'_> {
                 let age = self.now.wall.duration_since(tunnel.opened_at);
                 let expired = self.now.wall >= tunnel.expires_at;
                 (age > signed(self.limits.recovery_grace)).then(|| {
-                    (
-                        if expired { Reason::Expired } else { Reason::Closed },
-                        self.now.wall.min(tunnel.expires_at),
-                    )
+                    (if expired { Reason::Expired } else { Reason::Closed }, self.now.wall.min(tunnel.expires_at))
                 })
             }
         }
@@ -420,27 +372,19 @@ impl Case<'_> {
 
     /// What the Secrets hold is dead: they go first, so that no Ended Tunnel has one.
     fn end(&self, reason: Reason, closed_at: Timestamp) -> Decision {
-        self.delete_secret()
-            .unwrap_or(Decision::Record(Change::Ended { reason, closed_at }))
+        self.delete_secret().unwrap_or(Decision::Record(Change::Ended { reason, closed_at }))
     }
 
     fn ended(&self) -> Decision {
         if let Some(decision) = self.delete_secret() {
             return decision;
         }
-        let report = self.d.record.reported.map(|reason| Report {
-            reason,
-            message: String::new(),
-        });
+        let report = self.d.record.reported.map(|reason| Report { reason, message: String::new() });
         self.wait(report, Wait::default())
     }
 
     fn delete_secret(&self) -> Option<Decision> {
-        let index = self
-            .o
-            .secrets
-            .iter()
-            .position(|s| matches!(s, SecretState::Ours { .. }))?;
+        let index = self.o.secrets.iter().position(|s| matches!(s, SecretState::Ours { .. }))?;
         Some(Decision::DeleteSecret { index })
     }
 
@@ -449,11 +393,7 @@ impl Case<'_> {
             return Decision::Record(Change::Report(self.conflict()));
         }
         // A Rotate of ours that ended late may have revoked the tokens that were made after it.
-        let late = self
-            .o
-            .memory
-            .late_rotation
-            .is_some_and(|g| g < self.d.record.token_generation);
+        let late = self.o.memory.late_rotation.is_some_and(|g| g < self.d.record.token_generation);
         if late || !self.d.record.is_kept_by(self.d, &self.o.secrets) {
             return self.claim_rotation();
         }
@@ -461,17 +401,8 @@ impl Case<'_> {
             let left = tunnel.expires_at.duration_since(self.now.wall);
             self.now.mono + Duration::try_from(left).unwrap_or_default()
         });
-        let report = Report {
-            reason: Reason::Open,
-            message: String::new(),
-        };
-        self.wait(
-            Some(report),
-            Wait {
-                until,
-                ..Wait::default()
-            },
-        )
+        let report = Report { reason: Reason::Open, message: String::new() };
+        self.wait(Some(report), Wait { until, ..Wait::default() })
     }
 
     /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what
@@ -483,11 +414,7 @@ impl Case<'_> {
         let memory = self.o.memory;
         let since = memory.unfinished.map_or(self.now.mono, |(_, since)| since);
         if let Some(failure) = self.refused_unheard() {
-            return Decision::Wait(Wait {
-                need: Some(Need::Describe),
-                until: Some(failure.retry_at),
-                lane: None,
-            });
+            return Decision::Wait(Wait { need: Some(Need::Describe), until: Some(failure.retry_at), lane: None });
         }
         if let Some(decision) = self.backing_off() {
             return decision;
@@ -514,13 +441,7 @@ impl Case<'_> {
             None => since + self.limits.recovery_grace,
         };
         if self.now.mono < free {
-            return self.wait(
-                None,
-                Wait {
-                    until: Some(free),
-                    ..Wait::default()
-                },
-            );
+            return self.wait(None, Wait { until: Some(free), ..Wait::default() });
         }
         self.claim_rotation()
     }
@@ -548,12 +469,7 @@ impl Case<'_> {
             .filter(|t| t.state == State::Open && !memory.closed.contains(&t.tunnel.id) && self.heard_end(t).is_none());
         // A tunnel ends by itself: no deletion hangs longer than it lives, even where AWS is away.
         let ends = record.tunnel.as_ref().map_or_else(
-            || {
-                later(
-                    self.d.deleted_at.unwrap_or(self.now.wall),
-                    self.d.lifetime + signed(self.limits.aws_timeout),
-                )
-            },
+            || later(self.d.deleted_at.unwrap_or(self.now.wall), self.d.lifetime + signed(self.limits.aws_timeout)),
             |t| t.expires_at,
         );
         let over = self.now.wall >= ends;
@@ -565,11 +481,7 @@ impl Case<'_> {
             .find(|(t, _)| open.is_none_or(|o| o.tunnel.id != t.id) && !memory.closed.contains(&t.id));
         if let Some((tunnel, opened_at)) = open.map(|t| (t.tunnel.clone(), t.opened_at)).or(extra) {
             if let Some(failure) = self.refused_unheard() {
-                return Decision::Wait(Wait {
-                    need: Some(Need::Describe),
-                    until: Some(failure.retry_at),
-                    lane: None,
-                });
+                return Decision::Wait(Wait { need: Some(Need::Describe), until: Some(failure.retry_at), lane: None });
             }
             if over && memory.failure.is_some() {
                 return Decision::Release;
@@ -589,10 +501,7 @@ impl Case<'_> {
             (Some(t), _) if ready_once || t.state == State::Closed => Absence::Known,
             // Taken over and never Ready: more than one may have been found.
             (Some(_), Some(search)) if search.started >= deleting => Absence::Known,
-            (Some(_), _) => Absence::Unknown {
-                from: deleting,
-                until: deleting,
-            },
+            (Some(_), _) => Absence::Unknown { from: deleting, until: deleting },
         };
         match absence {
             Absence::Unknown { from, until } if !over => {
@@ -612,21 +521,10 @@ impl Case<'_> {
             Turn::Granted => granted(),
             Turn::Waiting => {
                 let report = self.o.memory.deleting.and_then(|since| {
-                    self.after_5s(
-                        since,
-                        Reason::Closing,
-                        "CloseTunnel is queued behind those of other Tunnels",
-                    )
+                    self.after_5s(since, Reason::Closing, "CloseTunnel is queued behind those of other Tunnels")
                 });
                 let until = self.o.memory.deleting.and_then(|since| self.report_at(since));
-                self.wait(
-                    report,
-                    Wait {
-                        lane: Some(lane),
-                        until,
-                        need: None,
-                    },
-                )
+                self.wait(report, Wait { lane: Some(lane), until, need: None })
             }
         }
     }
@@ -651,66 +549,35 @@ impl Case<'_> {
     /// The last call failed, and it is not time to try again.
     fn backing_off(&self) -> Option<Decision> {
         let failure = self.o.memory.failure.as_ref().filter(|f| self.now.mono < f.retry_at)?;
-        let report = Report {
-            reason: failure.reason,
-            message: failure.message.clone(),
-        };
-        Some(self.wait(
-            Some(report),
-            Wait {
-                until: Some(failure.retry_at),
-                ..Wait::default()
-            },
-        ))
+        let report = Report { reason: failure.reason, message: failure.message.clone() };
+        Some(self.wait(Some(report), Wait { until: Some(failure.retry_at), ..Wait::default() }))
     }
 
     /// AWS refused a call on a known tunnel, and has not said since whether the tunnel is open: what a
     /// rotation or a second close of a closed tunnel answers is not documented.
     fn refused_unheard(&self) -> Option<&Failure> {
-        let failure = self
-            .o
-            .memory
-            .failure
-            .as_ref()
-            .filter(|f| f.reason == Reason::InvalidRequest)?;
+        let failure = self.o.memory.failure.as_ref().filter(|f| f.reason == Reason::InvalidRequest)?;
         let unheard = self.o.heard.is_none_or(|h| h.asked < failure.at) && self.o.reads_fail.is_none();
         (unheard && self.now.mono < failure.retry_at).then_some(failure)
     }
 
     fn wait_for_secret(&self) -> Decision {
         let until = Some(self.now.mono + CONFLICT_RETRY);
-        self.wait(
-            Some(self.conflict()),
-            Wait {
-                until,
-                ..Wait::default()
-            },
-        )
+        self.wait(Some(self.conflict()), Wait { until, ..Wait::default() })
     }
 
     fn conflict(&self) -> Report {
-        let foreign = self
-            .d
-            .secrets
-            .iter()
-            .zip(&self.o.secrets)
-            .find(|(_, s)| **s == SecretState::Foreign);
+        let foreign = self.d.secrets.iter().zip(&self.o.secrets).find(|(_, s)| **s == SecretState::Foreign);
         let name = foreign.map_or("", |(wanted, _)| &wanted.name);
         let message = format!(
             "Secret {name} exists and is not controlled by this Tunnel, so nothing is written to it: delete or rename it, or name another one in spec.secrets"
         );
-        Report {
-            reason: Reason::SecretConflict,
-            message,
-        }
+        Report { reason: Reason::SecretConflict, message }
     }
 
     fn wait_in_queue(&self) -> Decision {
         let since = self.o.memory.first_seen;
-        let limited = matches!(
-            self.d.record.reported,
-            Some(Reason::LimitExceeded | Reason::AwsUnavailable)
-        );
+        let limited = matches!(self.d.record.reported, Some(Reason::LimitExceeded | Reason::AwsUnavailable));
         let report = match &self.o.gate {
             Some(gate) if gate.cause == CallErrorKind::LimitExceeded => self.after_5s(
                 since,
@@ -733,21 +600,11 @@ impl Case<'_> {
                 "OpenTunnel is queued: AWS allows few of them a second for the whole account",
             ),
         };
-        self.wait(
-            report,
-            Wait {
-                lane: Some(Lane::Open),
-                until: self.report_at(since),
-                need: None,
-            },
-        )
+        self.wait(report, Wait { lane: Some(Lane::Open), until: self.report_at(since), need: None })
     }
 
     fn after_5s(&self, since: Mono, reason: Reason, message: &str) -> Option<Report> {
-        (self.now.mono >= since + REPORT_AFTER).then(|| Report {
-            reason,
-            message: message.to_owned(),
-        })
+        (self.now.mono >= since + REPORT_AFTER).then(|| Report { reason, message: message.to_owned() })
     }
 
     fn report_at(&self, since: Mono) -> Option<Mono> {
@@ -756,10 +613,7 @@ impl Case<'_> {
 
     fn reads_fail(&self) -> Option<Report> {
         let error = self.o.reads_fail.as_ref()?;
-        Some(Report {
-            reason: failure_reason(error.kind),
-            message: error.message.clone(),
-        })
+        Some(Report { reason: failure_reason(error.kind), message: error.message.clone() })
     }
 
     /// Waits, unless there is something to report that does not stand in the status yet. The message
@@ -790,10 +644,9 @@ pub fn failure_reason(kind: CallErrorKind) -> Reason {
 
 fn until_at_most(decision: Decision, limit: Mono) -> Decision {
     match decision {
-        Decision::Wait(wait) => Decision::Wait(Wait {
-            until: Some(wait.until.map_or(limit, |until| until.min(limit))),
-            ..wait
-        }),
+        Decision::Wait(wait) => {
+            Decision::Wait(Wait { until: Some(wait.until.map_or(limit, |until| until.min(limit))), ..wait })
+        }
         other => other,
     }
 }

@@ -218,11 +218,7 @@ pub struct Failure {
 impl Memory {
     /// Of a Tunnel that is seen for the first time.
     pub fn new(saw_creation: bool, now: Mono) -> Self {
-        Self {
-            saw_creation,
-            first_seen: now,
-            ..Self::default()
-        }
+        Self { saw_creation, first_seen: now, ..Self::default() }
     }
 
     /// Notes what the object shows, and since when. Pure.
@@ -246,20 +242,14 @@ impl Memory {
         }
         let since = |seen: Option<Mono>, is: bool| is.then(|| seen.unwrap_or(now.mono));
         self.deleting = since(self.deleting, desired.deleted_at.is_some());
-        self.expired = since(
-            self.expired,
-            record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at),
-        );
+        self.expired = since(self.expired, record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at));
         let unfinished = record.tunnel.is_some() && record.reported != Some(Reason::Open);
         self.unfinished = match self.unfinished {
             _ if !unfinished => None,
             Some(seen) if seen.0 == record.token_generation => Some(seen),
             _ => Some((record.token_generation, now.mono)),
         };
-        if self
-            .rotation
-            .is_some_and(|own| own.generation != record.token_generation)
-        {
+        if self.rotation.is_some_and(|own| own.generation != record.token_generation) {
             self.rotation = None;
         }
     }
@@ -270,19 +260,12 @@ pub fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&s
     let Some(secret) = secret else {
         return SecretState::Missing;
     };
-    let controlled = secret
-        .meta()
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|o| o.uid == uid && o.controller == Some(true));
+    let controlled =
+        secret.meta().owner_references.iter().flatten().any(|o| o.uid == uid && o.controller == Some(true));
     if !controlled {
         return SecretState::Foreign;
     }
-    let generation = secret
-        .annotations()
-        .get(crd::GENERATION_ANNOTATION)
-        .and_then(|g| g.parse().ok());
+    let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
     let digest = data_digest(secret);
     SecretState::Ours {
         generation: generation.unwrap_or(0),

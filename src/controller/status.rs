@@ -17,10 +17,7 @@ pub fn after(
     memory: &Memory,
     now: Now,
 ) -> TunnelStatus {
-    let mut status = TunnelStatus {
-        observed_generation: Some(desired.generation),
-        ..before.clone()
-    };
+    let mut status = TunnelStatus { observed_generation: Some(desired.generation), ..before.clone() };
     let opened = |status: &mut TunnelStatus, tunnel: &TunnelRef, at: Timestamp| {
         status.tunnel_id = Some(tunnel.id.to_string());
         status.tunnel_arn = Some(tunnel.arn.clone());
@@ -74,27 +71,15 @@ fn report(change: &Change, desired: &Desired, status: &TunnelStatus) -> Option<R
             format!("tunnel {id}, opened by an earlier attempt, is taken over: it gets new tokens"),
         ),
         Change::Rotating { .. } => say(Reason::Rotating, format!("tunnel {id} gets new tokens")),
-        Change::Ended {
-            reason: Reason::Expired,
-            ..
-        } => say(
-            Reason::Expired,
-            format!(
-                "the lifetime of tunnel {id} ran out ({} min)",
-                desired.lifetime.as_mins()
-            ),
-        ),
+        Change::Ended { reason: Reason::Expired, .. } => {
+            say(Reason::Expired, format!("the lifetime of tunnel {id} ran out ({} min)", desired.lifetime.as_mins()))
+        }
         Change::Ended { reason, .. } => say(*reason, format!("tunnel {id} was closed by somebody else")),
         Change::Kept { .. } => say(
             Reason::SecretConflict,
             format!(
                 "tunnel {id} is open, but a Secret of a name in spec.secrets ({}) is not controlled by this Tunnel, so nothing is written to it: delete or rename it",
-                desired
-                    .secrets
-                    .iter()
-                    .map(|s| s.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                desired.secrets.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
             ),
         ),
         Change::OpenedAt(_) => None,
@@ -124,11 +109,7 @@ fn conditions(before: &TunnelStatus, report: &Report, generation: i64, now: Time
         wanted.push((if reason.is_stalled() { "Stalled" } else { "Reconciling" }, "True"));
     }
     let condition = |(type_, status): (&str, &str)| {
-        let same = before
-            .conditions
-            .iter()
-            .flatten()
-            .find(|c| c.type_ == type_ && c.status == status);
+        let same = before.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == status);
         Condition {
             type_: type_.to_owned(),
             status: status.to_owned(),
@@ -163,13 +144,7 @@ pub struct Note {
 
 /// The event of a change: one per transition, none per retry.
 pub fn event(change: &Change, status: &TunnelStatus) -> Option<Note> {
-    let message = status
-        .conditions
-        .iter()
-        .flatten()
-        .next()
-        .map(|c| c.message.clone())
-        .unwrap_or_default();
+    let message = status.conditions.iter().flatten().next().map(|c| c.message.clone()).unwrap_or_default();
     let (warning, reason) = match change {
         Change::Opened { .. } => (false, "Opened".to_owned()),
         Change::Adopted { .. } => (false, "Adopted".to_owned()),
@@ -183,9 +158,5 @@ pub fn event(change: &Change, status: &TunnelStatus) -> Option<Note> {
         },
         Change::Rotating { .. } | Change::OpenedAt(_) => return None,
     };
-    Some(Note {
-        warning,
-        reason,
-        note: message,
-    })
+    Some(Note { warning, reason, note: message })
 }

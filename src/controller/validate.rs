@@ -76,11 +76,7 @@ pub struct RecordedTunnel {
 impl Desired {
     /// The sides that any of the Secrets needs: what a rotation must renew.
     pub fn client_mode(&self) -> ClientMode {
-        self.secrets
-            .iter()
-            .map(|s| s.mode)
-            .reduce(ClientMode::union)
-            .unwrap_or_default()
+        self.secrets.iter().map(|s| s.mode).reduce(ClientMode::union).unwrap_or_default()
     }
 }
 
@@ -97,39 +93,23 @@ pub fn validate(tunnel: &Tunnel) -> Result<Desired, Incomplete> {
         name: meta.name.clone().ok_or(Incomplete("name"))?,
         uid: meta.uid.clone().ok_or(Incomplete("uid"))?,
     };
-    let created_at = meta
-        .creation_timestamp
-        .as_ref()
-        .ok_or(Incomplete("creationTimestamp"))?
-        .0;
+    let created_at = meta.creation_timestamp.as_ref().ok_or(Incomplete("creationTimestamp"))?.0;
     let spec = &tunnel.spec;
     let lifetime_minutes = spec.timeout.as_ref().and_then(|t| t.max_lifetime_timeout_minutes);
     let lifetime = SignedDuration::from_mins(lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).into());
     let secrets = match &spec.secrets {
-        Some(secrets) if !secrets.is_empty() => secrets
-            .iter()
-            .map(|s| SecretRef {
-                name: s.name.clone(),
-                mode: s.client_mode,
-            })
-            .collect(),
-        _ => vec![SecretRef {
-            name: format!("{}-tokens", key.name),
-            mode: ClientMode::All,
-        }],
+        Some(secrets) if !secrets.is_empty() => {
+            secrets.iter().map(|s| SecretRef { name: s.name.clone(), mode: s.client_mode }).collect()
+        }
+        _ => vec![SecretRef { name: format!("{}-tokens", key.name), mode: ClientMode::All }],
     };
     let request = OpenRequest {
         description: spec.description.clone(),
-        destination: spec.destination.as_ref().map(|d| DestinationConfig {
-            thing_name: d.thing_name.clone(),
-            services: d.services.clone(),
-        }),
-        tags: spec
-            .tags
-            .iter()
-            .flatten()
-            .map(|t| (t.key.clone(), t.value.clone()))
-            .collect(),
+        destination: spec
+            .destination
+            .as_ref()
+            .map(|d| DestinationConfig { thing_name: d.thing_name.clone(), services: d.services.clone() }),
+        tags: spec.tags.iter().flatten().map(|t| (t.key.clone(), t.value.clone())).collect(),
         lifetime_minutes,
     };
     Ok(Desired {
@@ -156,22 +136,13 @@ fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
     let recorded = status.tunnel_id.map(|id| {
         let opened_at = status.opened_at.unwrap_or(Timestamp::UNIX_EPOCH);
         RecordedTunnel {
-            tunnel: TunnelRef {
-                id: TunnelId(id),
-                arn: status.tunnel_arn.unwrap_or_default(),
-            },
+            tunnel: TunnelRef { id: TunnelId(id), arn: status.tunnel_arn.unwrap_or_default() },
             state: status.state.unwrap_or(State::Open),
             opened_at,
-            expires_at: status
-                .expires_at
-                .unwrap_or_else(|| opened_at.saturating_add(lifetime).unwrap_or(opened_at)),
+            expires_at: status.expires_at.unwrap_or_else(|| opened_at.saturating_add(lifetime).unwrap_or(opened_at)),
         }
     });
-    let reason = status
-        .conditions
-        .as_ref()
-        .and_then(|c| c.first())
-        .and_then(|c| Reason::parse(&c.reason));
+    let reason = status.conditions.as_ref().and_then(|c| c.first()).and_then(|c| Reason::parse(&c.reason));
     Record {
         finalizer: tunnel.finalizers().iter().any(|f| f == FINALIZER),
         claim,

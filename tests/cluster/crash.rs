@@ -12,45 +12,25 @@ const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadat
 async fn assert_promise_held(world: &World, opened: usize) {
     let tunnel = world.wait_ready("plain").await;
     let id = tunnel.status.as_ref().and_then(|s| s.tunnel_id.clone()).expect("an ID");
-    let open: Vec<_> = world
-        .aws
-        .tunnels()
-        .into_iter()
-        .filter(|t| t.status == TunnelStatus::Open)
-        .collect();
+    let open: Vec<_> = world.aws.tunnels().into_iter().filter(|t| t.status == TunnelStatus::Open).collect();
     assert_eq!(open.len(), 1, "open tunnels: {open:#?}");
     assert_eq!(open[0].tunnel_id, id, "the Tunnel names the open tunnel");
     let data = world.secret_data("plain-tokens").await.expect("a Secret");
     let live = world.aws.live_tokens(&id).expect("live tokens");
     assert_eq!(data["tunnelId"], id);
     assert!(data["sourceAccessToken"] == live.source, "the source's token is dead");
-    assert!(
-        data["destinationAccessToken"] == live.destination,
-        "the destination's token is dead"
-    );
-    assert_eq!(
-        opened_times(world),
-        opened,
-        "OpenTunnel calls: {:#?}",
-        world.aws.calls()
-    );
+    assert!(data["destinationAccessToken"] == live.destination, "the destination's token is dead");
+    assert_eq!(opened_times(world), opened, "OpenTunnel calls: {:#?}", world.aws.calls());
 }
 
 /// OpenTunnel calls that opened a tunnel or may have: each costs money.
 fn opened_times(world: &World) -> usize {
-    world
-        .aws
-        .calls()
-        .iter()
-        .filter(|c| c.operation == "OpenTunnel" && c.tunnel_id.is_some())
-        .count()
+    world.aws.calls().iter().filter(|c| c.operation == "OpenTunnel" && c.tunnel_id.is_some()).count()
 }
 
 /// Waits until AWS has carried out a call whose answer never comes.
 async fn carried_out(world: &World, operation: &str) {
-    let done = world
-        .aws
-        .wait_calls(|calls| calls.iter().any(|c| c.operation == operation && c.outcome.is_some()));
+    let done = world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == operation && c.outcome.is_some()));
     timeout(LIMIT, done).await.expect("AWS is called");
 }
 
@@ -80,14 +60,8 @@ async fn a_crash_after_the_claim_opens_one_tunnel() {
 async fn a_crash_after_open_adopts_the_tunnel() {
     let world = World::new().await;
     fault(&world, Operation::OpenTunnel, FaultKind::HangAfter);
-    let operator = world
-        .operator_with(
-            &world
-                .settings()
-                .flag("--aws-timeout", "20s")
-                .flag("--recovery-grace", "26s"),
-        )
-        .await;
+    let operator =
+        world.operator_with(&world.settings().flag("--aws-timeout", "20s").flag("--recovery-grace", "26s")).await;
     world.apply(PLAIN).await;
     carried_out(&world, "OpenTunnel").await;
     operator.kill();
@@ -106,10 +80,7 @@ async fn a_crash_after_the_secret_replaces_its_tokens() {
     world.apply(PLAIN).await;
     secret.reached().await;
     operator.kill();
-    assert!(
-        world.secret_data("plain-tokens").await.is_some(),
-        "the Secret was written"
-    );
+    assert!(world.secret_data("plain-tokens").await.is_some(), "the Secret was written");
     let _next = world.operator().await;
     assert_promise_held(&world, 1).await;
 }
@@ -168,10 +139,7 @@ async fn a_crash_in_a_deletion_leaves_no_tunnel() {
         let _next = world.operator().await;
         world.wait_no_tunnel("plain").await;
         world.wait_no_secret("plain-tokens").await;
-        assert!(
-            world.aws.tunnels().iter().all(|t| t.status == TunnelStatus::Closed),
-            "a tunnel stays open"
-        );
+        assert!(world.aws.tunnels().iter().all(|t| t.status == TunnelStatus::Closed), "a tunnel stays open");
     }
 }
 
@@ -190,11 +158,7 @@ async fn a_lost_answer_of_open_tunnel_is_recovered_from_without_a_second_call() 
 async fn a_call_that_aws_carries_out_late_is_found_within_the_grace() {
     let world = World::new().await;
     // The operator gives up after 0.9 s; AWS carries the call out after 2.5 s.
-    world
-        .aws
-        .set_faults([Fault::new(Operation::OpenTunnel, FaultKind::DropAfter)
-            .times(1)
-            .delay_ms(2500)]);
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::DropAfter).times(1).delay_ms(2500)]);
     let _operator = world.operator().await;
     world.apply(PLAIN).await;
     assert_promise_held(&world, 1).await;
@@ -210,12 +174,7 @@ async fn lost_answers_of_the_api_server_change_nothing() {
     let _operator = world.operator_with(&world.settings().via(&proxy)).await;
     world.apply(PLAIN).await;
     assert_promise_held(&world, 1).await;
-    let rotated = world
-        .aws
-        .calls()
-        .iter()
-        .filter(|c| c.operation == "RotateTunnelAccessToken")
-        .count();
+    let rotated = world.aws.calls().iter().filter(|c| c.operation == "RotateTunnelAccessToken").count();
     assert_eq!(rotated, 0, "the tokens in hand were kept");
 }
 
@@ -225,21 +184,12 @@ async fn two_operators_open_one_tunnel_each() {
     let _a = world.operator().await;
     let _b = world.operator().await;
     let names: Vec<String> = (0..10).map(|n| format!("t{n}")).collect();
-    let manifests = names
-        .iter()
-        .map(|n| PLAIN.replace("plain", n))
-        .collect::<Vec<_>>()
-        .join("\n---\n");
+    let manifests = names.iter().map(|n| PLAIN.replace("plain", n)).collect::<Vec<_>>().join("\n---\n");
     world.apply(&manifests).await;
     for name in &names {
         world.wait_ready(name).await;
     }
-    let open = world
-        .aws
-        .tunnels()
-        .into_iter()
-        .filter(|t| t.status == TunnelStatus::Open)
-        .count();
+    let open = world.aws.tunnels().into_iter().filter(|t| t.status == TunnelStatus::Open).count();
     assert_eq!((open, opened_times(&world)), (10, 10), "ten tunnels, ten calls");
     for name in &names {
         let data = world.secret_data(&format!("{name}-tokens")).await.expect("a Secret");
@@ -260,13 +210,8 @@ async fn a_tunnel_that_a_user_replaces_while_it_is_opened_is_opened_once() {
     assert!(said.ok, "{}", said.err);
     secret.pass();
     assert_promise_held(&world, 1).await;
-    let finalizers = world
-        .wait_for("plain", "its finalizer", |t| t.metadata.finalizers.is_some())
-        .await;
-    assert_eq!(
-        finalizers.metadata.finalizers.as_deref(),
-        Some(&["opentunnel.dev/close-tunnel".to_owned()][..])
-    );
+    let finalizers = world.wait_for("plain", "its finalizer", |t| t.metadata.finalizers.is_some()).await;
+    assert_eq!(finalizers.metadata.finalizers.as_deref(), Some(&["opentunnel.dev/close-tunnel".to_owned()][..]));
 }
 
 #[tokio::test]
@@ -274,24 +219,15 @@ async fn a_tunnel_that_is_deleted_while_it_is_opened_leaves_nothing() {
     for kind in [FaultKind::HangAfter, FaultKind::HangBefore] {
         let world = World::new().await;
         world.aws.set_faults([Fault::new(Operation::OpenTunnel, kind).times(1)]);
-        let operator = world
-            .operator_with(
-                &world
-                    .settings()
-                    .flag("--aws-timeout", "20s")
-                    .flag("--recovery-grace", "26s"),
-            )
-            .await;
+        let operator =
+            world.operator_with(&world.settings().flag("--aws-timeout", "20s").flag("--recovery-grace", "26s")).await;
         world.apply(PLAIN).await;
         carried_out(&world, "OpenTunnel").await;
         world.delete("plain").await;
         operator.kill();
         let _next = world.operator().await;
         world.wait_no_tunnel("plain").await;
-        assert!(
-            world.aws.tunnels().iter().all(|t| t.status == TunnelStatus::Closed),
-            "a tunnel stays open"
-        );
+        assert!(world.aws.tunnels().iter().all(|t| t.status == TunnelStatus::Closed), "a tunnel stays open");
         assert!(opened_times(&world) <= 1);
     }
 }
@@ -299,16 +235,10 @@ async fn a_tunnel_that_is_deleted_while_it_is_opened_leaves_nothing() {
 #[tokio::test]
 async fn a_stopped_operator_finishes_the_call_in_flight_and_writes_what_it_returned() {
     let world = World::new().await;
-    world
-        .aws
-        .set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay)
-            .times(1)
-            .delay_ms(600)]);
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay).times(1).delay_ms(600)]);
     let operator = world.operator().await;
     world.apply(PLAIN).await;
-    let sent = world
-        .aws
-        .wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel"));
+    let sent = world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel"));
     timeout(LIMIT, sent).await.expect("OpenTunnel is called");
     let status = operator.terminate().await;
     assert!(status.success(), "{status}");

@@ -11,10 +11,7 @@ use std::fs;
 #[test]
 fn the_crd_in_the_repository_is_the_programs_own() {
     let program = env!("CARGO_BIN_EXE_opentunnel-operator");
-    let output = std::process::Command::new(program)
-        .arg("crd")
-        .output()
-        .expect("it can be run");
+    let output = std::process::Command::new(program).arg("crd").output().expect("it can be run");
     assert!(output.status.success());
     let committed = fs::read_to_string(repository().join("crds/tunnels.yaml")).expect("crds/tunnels.yaml");
     assert!(
@@ -43,15 +40,9 @@ async fn a_manifest_that_breaks_a_rule_is_refused_with_words_that_name_the_field
     }
     assert_eq!(words.len(), documents.len(), "each is refused once: {words:#?}");
     for (document, words) in documents.iter().zip(words) {
-        let expected = document
-            .strip_prefix("# ")
-            .and_then(|d| d.lines().next())
-            .expect("what is said");
+        let expected = document.strip_prefix("# ").and_then(|d| d.lines().next()).expect("what is said");
         for part in expected.split(" … ") {
-            assert!(
-                words.contains(part),
-                "\n{document}\nis refused in other words:\n{words}"
-            );
+            assert!(words.contains(part), "\n{document}\nis refused in other words:\n{words}");
         }
     }
 }
@@ -68,10 +59,7 @@ async fn the_longest_manifest_is_opened_as_it_is_written() {
     let tunnels = world.aws.tunnels();
     let opened = |t: &opentunnel_operator::crd::Tunnel| {
         let id = status(t).tunnel_id.clone();
-        tunnels
-            .iter()
-            .find(|t| Some(&t.tunnel_id) == id.as_ref())
-            .expect("it is open")
+        tunnels.iter().find(|t| Some(&t.tunnel_id) == id.as_ref()).expect("it is open")
     };
     let tunnel = opened(&named);
     let destination = spec.destination.as_ref().expect("a destination");
@@ -80,19 +68,11 @@ async fn the_longest_manifest_is_opened_as_it_is_written() {
     assert_eq!(tunnel.services, destination.services);
     let mut tags = tunnel.tags.clone();
     assert!(tags.remove("opentunnel.dev/owner").is_some(), "the operator's own tag");
-    let wanted = spec
-        .tags
-        .iter()
-        .flatten()
-        .map(|tag| (tag.key.clone(), tag.value.clone()));
+    let wanted = spec.tags.iter().flatten().map(|tag| (tag.key.clone(), tag.value.clone()));
     assert_eq!(tags, wanted.collect());
     let lifetime = tunnel.expires_at.duration_since(tunnel.created_at);
     assert_eq!(lifetime.as_mins(), 720);
-    let sizes = (
-        spec.description.as_ref().map(|d| d.chars().count()),
-        tunnel.services.len(),
-        tags.len(),
-    );
+    let sizes = (spec.description.as_ref().map(|d| d.chars().count()), tunnel.services.len(), tags.len());
     assert_eq!(sizes, (Some(2048), 100, 199), "it is the longest");
 
     for secret in spec.secrets.as_ref().expect("Secrets") {
@@ -102,10 +82,7 @@ async fn the_longest_manifest_is_opened_as_it_is_written() {
     let secret = format!("{}-tokens", unnamed.metadata.name.as_ref().expect("a name"));
     assert_eq!(secret.len(), 253);
     assert!(world.secret_data(&secret).await.is_some());
-    assert_eq!(
-        (&opened(&unnamed).description, &opened(&unnamed).thing_name),
-        (&None, &None)
-    );
+    assert_eq!((&opened(&unnamed).description, &opened(&unnamed).thing_name), (&None, &None));
 }
 
 #[tokio::test]
@@ -120,11 +97,7 @@ async fn what_aws_cannot_change_is_not_changed_and_the_way_out_is_told() {
         ("destination", "[SSH, HTTP]", "[SSH]"),
         ("tags", "value: edge", "value: core"),
         ("tags", "    - {key: team, value: edge}\n", ""),
-        (
-            "timeout",
-            "maxLifetimeTimeoutMinutes: 60",
-            "maxLifetimeTimeoutMinutes: 61",
-        ),
+        ("timeout", "maxLifetimeTimeoutMinutes: 60", "maxLifetimeTimeoutMinutes: 61"),
         ("timeout", "  timeout:\n    maxLifetimeTimeoutMinutes: 60\n", ""),
         ("secrets", "name: sensor-42-tokens", "name: others"),
         ("secrets", "clientMode: SOURCE", "clientMode: ALL"),
@@ -135,22 +108,11 @@ async fn what_aws_cannot_change_is_not_changed_and_the_way_out_is_told() {
         let words = format!(
             "spec.{field}: Invalid value: {field} cannot be changed on an open tunnel: delete the Tunnel and apply it again"
         );
-        assert!(
-            !said.ok && said.err.contains(&words),
-            "{from:?} to {to:?}: {}{}",
-            said.out,
-            said.err
-        );
+        assert!(!said.ok && said.err.contains(&words), "{from:?} to {to:?}: {}{}", said.out, said.err);
     }
     let before = world.tunnel("sensor-42").await.spec;
-    world
-        .apply(&full.replace("deletionPolicy: Close", "deletionPolicy: Retain"))
-        .await;
-    assert_ne!(
-        world.tunnel("sensor-42").await.spec,
-        before,
-        "deletionPolicy may be changed"
-    );
+    world.apply(&full.replace("deletionPolicy: Close", "deletionPolicy: Retain")).await;
+    assert_ne!(world.tunnel("sensor-42").await.spec, before, "deletionPolicy may be changed");
 }
 
 #[tokio::test]
@@ -159,9 +121,8 @@ async fn another_order_and_a_default_that_is_written_out_are_no_change() {
     let full = manifest("full.yaml").replace("  timeout:\n    maxLifetimeTimeoutMinutes: 60\n", "");
     world.apply(&full).await;
     let (team, site) = ("    - {key: team, value: edge}\n", "    - {key: site, value: Zürich}\n");
-    let reordered = full
-        .replace("[SSH, HTTP]", "[HTTP, SSH]")
-        .replace(&format!("{team}{site}"), &format!("{site}{team}"));
+    let reordered =
+        full.replace("[SSH, HTTP]", "[HTTP, SSH]").replace(&format!("{team}{site}"), &format!("{site}{team}"));
     let with_default = format!("{reordered}  timeout: {{maxLifetimeTimeoutMinutes: 720}}\n");
     let with_empty = format!("{reordered}  timeout: {{}}\n");
     for same in [&reordered, &with_default, &with_empty, &full] {
@@ -173,12 +134,8 @@ async fn another_order_and_a_default_that_is_written_out_are_no_change() {
 #[tokio::test]
 async fn a_tunnel_without_a_spec_is_accepted_and_says_that_nobody_has_seen_it_yet() {
     let world = World::new().await;
-    world
-        .apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: bare}}")
-        .await;
-    world
-        .apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: empty}, spec: }")
-        .await;
+    world.apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: bare}}").await;
+    world.apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: empty}, spec: }").await;
     for name in ["bare", "empty"] {
         let tunnel = world.tunnel(name).await;
         assert_eq!(status(&tunnel).observed_generation, Some(-1));
@@ -202,25 +159,13 @@ async fn server_side_apply_of_the_same_manifest_writes_nothing() {
 async fn tunnels_are_found_by_thing_name_and_by_tunnel_id() {
     let world = World::new().await;
     world.apply(&manifest("full.yaml")).await;
-    world
-        .apply(&manifest("full.yaml").replace("sensor-42", "sensor-43"))
-        .await;
+    world.apply(&manifest("full.yaml").replace("sensor-42", "sensor-43")).await;
     let id = json!({"status": {"tunnelId": "t-1"}});
-    let patch = world
-        .tunnels()
-        .patch_status("sensor-43", &PatchParams::default(), &Patch::Merge(id))
-        .await;
+    let patch = world.tunnels().patch_status("sensor-43", &PatchParams::default(), &Patch::Merge(id)).await;
     assert!(patch.is_ok());
-    let selectors = [
-        ("spec.destination.thingName=sensor-42", "sensor-42"),
-        ("status.tunnelId=t-1", "sensor-43"),
-    ];
+    let selectors = [("spec.destination.thingName=sensor-42", "sensor-42"), ("status.tunnelId=t-1", "sensor-43")];
     for (selector, name) in selectors {
-        let found = world
-            .tunnels()
-            .list(&ListParams::default().fields(selector))
-            .await
-            .expect(selector);
+        let found = world.tunnels().list(&ListParams::default().fields(selector)).await.expect(selector);
         let names: Vec<_> = found.items.iter().filter_map(|t| t.metadata.name.as_deref()).collect();
         assert_eq!(names, [name], "{selector}");
     }
@@ -232,17 +177,10 @@ async fn kubectl_get_shows_what_matters_in_columns() {
     world.apply(&manifest("full.yaml")).await;
     let columns = |out: &str| -> Vec<String> {
         let header = out.lines().next().expect("a header");
-        header
-            .split("  ")
-            .map(|c| c.trim().to_owned())
-            .filter(|c| !c.is_empty())
-            .collect()
+        header.split("  ").map(|c| c.trim().to_owned()).filter(|c| !c.is_empty()).collect()
     };
     let plain = world.kubectl(&["get", "tun"]).await;
-    assert_eq!(
-        columns(&plain.out),
-        ["NAME", "THING", "STATE", "READY", "REASON", "EXPIRES", "AGE"]
-    );
+    assert_eq!(columns(&plain.out), ["NAME", "THING", "STATE", "READY", "REASON", "EXPIRES", "AGE"]);
     let wide = world.kubectl(&["get", "tunnels", "-o", "wide"]).await;
     assert_eq!(columns(&wide.out)[7..], ["TUNNEL ID", "SERVICES"]);
     assert!(wide.out.contains(r#"["SSH","HTTP"]"#), "{}", wide.out);

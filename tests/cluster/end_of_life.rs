@@ -56,11 +56,7 @@ async fn the_deletion_policy_may_be_changed_until_the_end() {
     let _operator = world.operator().await;
     ready(&world, "{deletionPolicy: Retain}").await;
     world.apply(&manifest("{deletionPolicy: Close}")).await;
-    world
-        .wait_for("plain", "the new generation observed", |t| {
-            status(t).observed_generation == Some(2)
-        })
-        .await;
+    world.wait_for("plain", "the new generation observed", |t| status(t).observed_generation == Some(2)).await;
     world.delete("plain").await;
     assert_gone(&world).await;
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
@@ -108,9 +104,7 @@ async fn awss_word_tells_that_a_lifetime_ran_out() {
 #[tokio::test]
 async fn at_expires_at_a_timer_asks_aws_once() {
     let world = World::new().await;
-    let _operator = world
-        .operator_with(&world.settings().flag("--poll-interval", "1h"))
-        .await;
+    let _operator = world.operator_with(&world.settings().flag("--poll-interval", "1h")).await;
     ready(&world, "{timeout: {maxLifetimeTimeoutMinutes: 1}}").await;
     world.wait_condition("plain", ("Ended", "True", "Expired")).await;
     world.wait_no_secret("plain-tokens").await;
@@ -122,13 +116,9 @@ async fn a_deletion_waits_while_aws_is_away() {
     let world = World::new().await;
     let _operator = world.operator().await;
     ready(&world, "{}").await;
-    world
-        .aws
-        .set_faults([Fault::new(Operation::CloseTunnel, FaultKind::DropBefore)]);
+    world.aws.set_faults([Fault::new(Operation::CloseTunnel, FaultKind::DropBefore)]);
     world.delete("plain").await;
-    world
-        .wait_condition("plain", ("Ready", "False", "AwsUnavailable"))
-        .await;
+    world.wait_condition("plain", ("Ready", "False", "AwsUnavailable")).await;
     world.aws.set_faults([]);
     assert_gone(&world).await;
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
@@ -139,30 +129,21 @@ async fn a_deletion_hangs_no_longer_than_the_tunnel_lives() {
     let world = World::new().await;
     let _operator = world.operator().await;
     ready(&world, "{timeout: {maxLifetimeTimeoutMinutes: 1}}").await;
-    world
-        .aws
-        .set_faults(Operation::ALL.map(|operation| Fault::new(operation, FaultKind::DropBefore)));
+    world.aws.set_faults(Operation::ALL.map(|operation| Fault::new(operation, FaultKind::DropBefore)));
     world.delete("plain").await;
-    world
-        .wait_condition("plain", ("Ready", "False", "AwsUnavailable"))
-        .await;
+    world.wait_condition("plain", ("Ready", "False", "AwsUnavailable")).await;
     assert_gone(&world).await;
 }
 
 #[tokio::test]
 async fn a_refused_opening_is_stalled_and_goes_on_when_aws_allows_it() {
     let world = World::new().await;
-    world
-        .aws
-        .set_faults([Fault::new(Operation::OpenTunnel, FaultKind::AccessDenied)]);
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::AccessDenied)]);
     let _operator = world.operator().await;
     world.apply(&manifest("{}")).await;
     let tunnel = world.wait_condition("plain", ("Ready", "False", "AccessDenied")).await;
     let conditions = status(&tunnel).conditions.clone().unwrap_or_default();
-    assert!(
-        conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"),
-        "{conditions:?}"
-    );
+    assert!(conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"), "{conditions:?}");
     world.aws.set_faults([]);
     world.wait_ready("plain").await;
     assert_eq!(world.events("plain").await, ["Warning AccessDenied", "Normal Opened"]);

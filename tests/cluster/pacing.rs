@@ -8,12 +8,7 @@ use std::collections::HashSet;
 use tokio::time::timeout;
 
 fn open_calls(world: &World) -> Vec<Call> {
-    world
-        .aws
-        .calls()
-        .into_iter()
-        .filter(|c| c.operation == "OpenTunnel")
-        .collect()
+    world.aws.calls().into_iter().filter(|c| c.operation == "OpenTunnel").collect()
 }
 
 /// Five Tunnels in each of five namespaces, all of one namespace first.
@@ -34,11 +29,7 @@ async fn four_more() -> Vec<Namespace> {
 }
 
 fn watched(world: &World, others: &[Namespace]) -> String {
-    std::iter::once(&world.name)
-        .chain(others.iter().map(|n| &n.name))
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(",")
+    std::iter::once(&world.name).chain(others.iter().map(|n| &n.name)).cloned().collect::<Vec<_>>().join(",")
 }
 
 #[tokio::test]
@@ -46,10 +37,7 @@ async fn twenty_five_tunnels_against_one_open_tunnel_a_second_all_get_through_in
     let world = World::new().await;
     let others = four_more().await;
     world.aws.set_quotas(&Quotas::aws());
-    let settings = world
-        .settings()
-        .flag("--open-rate", "1")
-        .flag("--watch-namespace", &watched(&world, &others));
+    let settings = world.settings().flag("--open-rate", "1").flag("--watch-namespace", &watched(&world, &others));
     let _operator = world.operator_with(&settings).await;
     apply_25(&world, &others).await;
     let mut last_ready = Timestamp::MIN;
@@ -64,19 +52,11 @@ async fn twenty_five_tunnels_against_one_open_tunnel_a_second_all_get_through_in
     let took = last_ready.duration_since(calls[0].at).as_secs();
     assert!(took <= 28, "the last one was Ready {took} s after the first call");
     // Of any five in a row, each is of another namespace, and within one they come in order.
-    let opened: Vec<_> = calls
-        .iter()
-        .filter(|c| c.succeeded())
-        .filter_map(|c| c.tunnel_id.clone())
-        .collect();
+    let opened: Vec<_> = calls.iter().filter(|c| c.succeeded()).filter_map(|c| c.tunnel_id.clone()).collect();
     let tunnels = world.aws.tunnels();
     let namespace = |id: &String| {
         let tunnel = tunnels.iter().find(|t| t.tunnel_id == *id).expect("listed");
-        tunnel.tags["opentunnel.dev/owner"]
-            .split('/')
-            .nth(1)
-            .expect("a namespace")
-            .to_owned()
+        tunnel.tags["opentunnel.dev/owner"].split('/').nth(1).expect("a namespace").to_owned()
     };
     for five in opened.chunks(5) {
         let turns: HashSet<_> = five.iter().map(namespace).collect();
@@ -88,13 +68,8 @@ async fn twenty_five_tunnels_against_one_open_tunnel_a_second_all_get_through_in
 async fn with_limit_exceeded_for_the_first_six_calls_all_get_through() {
     let world = World::new().await;
     let others = four_more().await;
-    world
-        .aws
-        .set_faults([Fault::new(Operation::OpenTunnel, FaultKind::LimitExceeded).times(6)]);
-    let settings = world
-        .settings()
-        .flag("--open-rate", "20")
-        .flag("--watch-namespace", &watched(&world, &others));
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::LimitExceeded).times(6)]);
+    let settings = world.settings().flag("--open-rate", "20").flag("--watch-namespace", &watched(&world, &others));
     let _operator = world.operator_with(&settings).await;
     apply_25(&world, &others).await;
     for namespace in std::iter::once(&*world).chain(&others) {
@@ -116,31 +91,18 @@ async fn a_tunnel_that_waits_for_room_says_so_once_and_goes_on_when_there_is_roo
     world.apply(&manifest("first")).await;
     world.wait_ready("first").await;
     world.apply(&manifest("second")).await;
-    let waiting = world
-        .wait_condition("second", ("Ready", "False", "LimitExceeded"))
-        .await;
+    let waiting = world.wait_condition("second", ("Ready", "False", "LimitExceeded")).await;
     let message = main_condition(&waiting).expect("a condition").message.clone();
     assert!(message.contains("LimitExceededException"), "AWS's words: {message}");
     // Two more probes go by without a write.
     let before = (world.writes().await.len(), open_calls(&world).len());
-    timeout(
-        LIMIT,
-        world
-            .aws
-            .wait_calls(|c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= before.1 + 2),
-    )
-    .await
-    .expect("it is tried again");
+    timeout(LIMIT, world.aws.wait_calls(|c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= before.1 + 2))
+        .await
+        .expect("it is tried again");
     assert_eq!(world.writes().await.len(), before.0, "{:#?}", world.writes().await);
     assert_eq!(world.events("second").await, ["Warning LimitExceeded"]);
     world.delete("first").await;
     world.wait_ready("second").await;
-    let own: Vec<_> = world
-        .writes()
-        .await
-        .into_iter()
-        .filter(|w| w.name == "second")
-        .map(|w| w.to_string())
-        .collect();
+    let own: Vec<_> = world.writes().await.into_iter().filter(|w| w.name == "second").map(|w| w.to_string()).collect();
     assert_eq!(own.len(), 3, "claim, LimitExceeded, Ready: {own:#?}");
 }

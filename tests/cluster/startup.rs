@@ -19,10 +19,7 @@ async fn refused(world: &World, settings: &Settings) -> String {
     let mut operator = world.spawn(settings);
     let status = operator.end().await;
     let log = operator.log();
-    assert!(
-        status.code().is_some_and(|code| code != 0),
-        "exit status {status}: {log}"
-    );
+    assert!(status.code().is_some_and(|code| code != 0), "exit status {status}: {log}");
     log
 }
 
@@ -33,9 +30,7 @@ fn assert_told(log: &str, parts: &[&str]) {
 }
 
 fn is_crd(request: &Request) -> bool {
-    request
-        .path
-        .ends_with("/customresourcedefinitions/tunnels.opentunnel.dev")
+    request.path.ends_with("/customresourcedefinitions/tunnels.opentunnel.dev")
 }
 
 fn lists_tunnels(request: &Request) -> bool {
@@ -49,11 +44,7 @@ fn via(world: &World, proxy: &ApiProxy) -> Settings {
 #[tokio::test]
 async fn without_a_cluster_it_says_how_to_name_one() {
     let world = World::new().await;
-    let log = refused(
-        &world,
-        &world.settings().without_env("KUBECONFIG").env("HOME", "/nonexistent"),
-    )
-    .await;
+    let log = refused(&world, &world.settings().without_env("KUBECONFIG").env("HOME", "/nonexistent")).await;
     assert_told(&log, &["no Kubernetes cluster is configured", "in a Pod", "KUBECONFIG"]);
 }
 
@@ -62,34 +53,16 @@ async fn a_cluster_that_cannot_be_reached_is_named() {
     let world = World::new().await;
     let kubeconfig = repository().join("tests/manifests/unreachable.kubeconfig");
     let log = refused(&world, &world.settings().env("KUBECONFIG", kubeconfig)).await;
-    assert_told(
-        &log,
-        &[
-            "http://127.0.0.1:1",
-            "cannot be reached",
-            "is the cluster up",
-            "KUBECONFIG",
-        ],
-    );
+    assert_told(&log, &["http://127.0.0.1:1", "cannot be reached", "is the cluster up", "KUBECONFIG"]);
 }
 
 #[tokio::test]
 async fn without_the_crd_it_says_how_to_install_it() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
-    proxy.answer(
-        StatusCode::NOT_FOUND,
-        failure(StatusCode::NOT_FOUND, "not found"),
-        is_crd,
-    );
+    proxy.answer(StatusCode::NOT_FOUND, failure(StatusCode::NOT_FOUND, "not found"), is_crd);
     let log = refused(&world, &via(&world, &proxy)).await;
-    assert_told(
-        &log,
-        &[
-            "tunnels.opentunnel.dev is not installed",
-            "kubectl apply -f crds/tunnels.yaml",
-        ],
-    );
+    assert_told(&log, &["tunnels.opentunnel.dev is not installed", "kubectl apply -f crds/tunnels.yaml"]);
 }
 
 #[tokio::test]
@@ -102,14 +75,7 @@ async fn an_older_crd_is_told_with_what_it_lacks() {
     assert!(status.remove("tokenGeneration").is_some());
     proxy.answer(StatusCode::OK, old, is_crd);
     let log = refused(&world, &via(&world, &proxy)).await;
-    assert_told(
-        &log,
-        &[
-            "too old",
-            "status.tokenGeneration",
-            "kubectl apply -f crds/tunnels.yaml",
-        ],
-    );
+    assert_told(&log, &["too old", "status.tokenGeneration", "kubectl apply -f crds/tunnels.yaml"]);
 }
 
 #[tokio::test]
@@ -117,9 +83,7 @@ async fn rights_that_lack_are_told_with_the_other_way() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
     let denied = failure(StatusCode::FORBIDDEN, "namespaces \"kube-system\" is forbidden");
-    proxy.answer(StatusCode::FORBIDDEN, denied, |r| {
-        r.path == "/api/v1/namespaces/kube-system"
-    });
+    proxy.answer(StatusCode::FORBIDDEN, denied, |r| r.path == "/api/v1/namespaces/kube-system");
     let settings = via(&world, &proxy);
     let log = refused(&world, &settings).await;
     assert_told(&log, &["kube-system", "forbidden", "--cluster-id"]);
@@ -136,10 +100,7 @@ async fn without_a_region_it_says_how_to_set_one() {
 #[tokio::test]
 async fn without_credentials_it_says_where_they_may_come_from() {
     let world = World::new().await;
-    let settings = world
-        .settings()
-        .without_env("AWS_ACCESS_KEY_ID")
-        .without_env("AWS_SECRET_ACCESS_KEY");
+    let settings = world.settings().without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY");
     let log = refused(&world, &settings).await;
     assert_told(&log, &["no AWS credentials", "IRSA", "AWS_ACCESS_KEY_ID"]);
 }
@@ -165,10 +126,7 @@ async fn a_bad_flag_is_named_with_what_it_takes() {
 #[tokio::test]
 async fn a_flag_may_stand_in_the_environment() {
     let world = World::new().await;
-    let settings = world
-        .settings()
-        .without_flag("--aws-timeout")
-        .env("OPENTUNNEL_AWS_TIMEOUT", "7s");
+    let settings = world.settings().without_flag("--aws-timeout").env("OPENTUNNEL_AWS_TIMEOUT", "7s");
     let log = refused(&world, &settings).await;
     assert_told(&log, &["must be longer than 5s + --aws-timeout (7s)"]);
 }

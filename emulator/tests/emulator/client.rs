@@ -20,11 +20,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An emulator without quotas on a port of its own.
 pub async fn emulator() -> Emulator {
-    start(Config {
-        quotas: Quotas::none(),
-        ..Config::default()
-    })
-    .await
+    start(Config { quotas: Quotas::none(), ..Config::default() }).await
 }
 
 pub async fn start(config: Config) -> Emulator {
@@ -57,12 +53,7 @@ pub async fn open_id(client: &Client) -> String {
 }
 
 pub async fn describe(client: &Client, tunnel_id: &str) -> Tunnel {
-    let answer = client
-        .describe_tunnel()
-        .tunnel_id(tunnel_id)
-        .send()
-        .await
-        .expect("DescribeTunnel");
+    let answer = client.describe_tunnel().tunnel_id(tunnel_id).send().await.expect("DescribeTunnel");
     answer.tunnel().expect("a tunnel").clone()
 }
 
@@ -79,10 +70,7 @@ where
     match result.expect_err("a refusal") {
         SdkError::ServiceError(error) => {
             let meta = error.err().meta();
-            (
-                meta.code().unwrap_or_default().to_owned(),
-                meta.message().unwrap_or_default().to_owned(),
-            )
+            (meta.code().unwrap_or_default().to_owned(), meta.message().unwrap_or_default().to_owned())
         }
         other => panic!("not a service error: {other:?}"),
     }
@@ -99,20 +87,14 @@ pub struct Answer {
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
-            .next()
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
     /// `__type` and `message` of an error that is told in all three places.
     pub fn error(&self) -> (&str, &str) {
         assert_eq!(self.header("x-amzn-errortype"), self.body["__type"].as_str());
         assert_eq!(self.header("content-type"), Some("application/x-amz-json-1.1"));
-        (
-            self.body["__type"].as_str().expect("__type"),
-            self.body["message"].as_str().expect("message"),
-        )
+        (self.body["__type"].as_str().expect("__type"), self.body["message"].as_str().expect("message"))
     }
 }
 
@@ -133,19 +115,13 @@ pub async fn http(emulator: &Emulator, method: &str, path: &str, headers: &str, 
     let (head, body) = text.split_once("\r\n\r\n").expect("an HTTP answer");
     let status = head.split(' ').nth(1).expect("a status").parse().expect("a number");
     let body = serde_json::from_str(body).expect("a JSON body");
-    Answer {
-        status,
-        head: head.to_owned(),
-        body,
-    }
+    Answer { status, head: head.to_owned(), body }
 }
 
 /// Sends a request and returns every byte that comes before the connection is closed.
 pub async fn send(addr: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let mut stream = request(addr, method, path, headers, body).await;
-    tokio::time::timeout(PATIENCE, until_closed(&mut stream))
-        .await
-        .expect("the connection to be closed")
+    tokio::time::timeout(PATIENCE, until_closed(&mut stream)).await.expect("the connection to be closed")
 }
 
 /// Sends a request and leaves the answer unread.

@@ -19,16 +19,8 @@ async fn accepted(emulator: &Emulator, operation: &str, body: Value) {
 async fn refused(emulator: &Emulator, operation: &str, body: Value, violations: &[String]) {
     let answer = call(emulator, operation, &body).await;
     let errors = if violations.len() == 1 { "error" } else { "errors" };
-    let message = format!(
-        "{} validation {errors} detected: {}",
-        violations.len(),
-        violations.join("; ")
-    );
-    assert_eq!(
-        answer.error(),
-        ("ValidationException", message.as_str()),
-        "{operation} {body}"
-    );
+    let message = format!("{} validation {errors} detected: {}", violations.len(), violations.join("; "));
+    assert_eq!(answer.error(), ("ValidationException", message.as_str()), "{operation} {body}");
     assert_eq!(answer.status, 400);
 }
 
@@ -72,23 +64,12 @@ async fn a_thing_name_has_1_to_128_plain_characters() {
         (long.as_str(), vec!["have length less than or equal to 128"]),
     ];
     for (bad, musts) in cases {
-        let at = |path| {
-            musts
-                .iter()
-                .map(|must| violation(&format!("'{bad}'"), path, must))
-                .collect::<Vec<_>>()
-        };
+        let at = |path| musts.iter().map(|must| violation(&format!("'{bad}'"), path, must)).collect::<Vec<_>>();
         refused(&emulator, "OpenTunnel", with(bad), &at("destinationConfig.thingName")).await;
         refused(&emulator, "ListTunnels", json!({"thingName": bad}), &at("thingName")).await;
     }
     let missing = violation("null", "destinationConfig.services", "not be null");
-    refused(
-        &emulator,
-        "OpenTunnel",
-        json!({"destinationConfig": {"thingName": "a"}}),
-        &[missing],
-    )
-    .await;
+    refused(&emulator, "OpenTunnel", json!({"destinationConfig": {"thingName": "a"}}), &[missing]).await;
 }
 
 #[tokio::test]
@@ -127,13 +108,7 @@ async fn a_lifetime_is_1_to_720_minutes() {
         (721, "have value less than or equal to 720"),
     ] {
         let at = "timeoutConfig.maxLifetimeTimeoutMinutes";
-        refused(
-            &emulator,
-            "OpenTunnel",
-            with(bad),
-            &[violation(&format!("'{bad}'"), at, must)],
-        )
-        .await;
+        refused(&emulator, "OpenTunnel", with(bad), &[violation(&format!("'{bad}'"), at, must)]).await;
     }
 }
 
@@ -141,12 +116,7 @@ async fn a_lifetime_is_1_to_720_minutes() {
 async fn tags_are_1_to_200_with_keys_of_1_to_128_and_values_of_0_to_256() {
     let emulator = emulator().await;
     let (key, value) = ("ж".repeat(128), "𝔸".repeat(256));
-    accepted(
-        &emulator,
-        "OpenTunnel",
-        tags(&[(&key, &value), ("k _.:/=+-@٣\u{2028}", "")]),
-    )
-    .await;
+    accepted(&emulator, "OpenTunnel", tags(&[(&key, &value), ("k _.:/=+-@٣\u{2028}", "")])).await;
     let many: Vec<_> = (0..201).map(|n| format!("k{n}")).collect();
     let many: Vec<_> = many.iter().map(|key| (key.as_str(), "v")).collect();
     accepted(&emulator, "OpenTunnel", tags(&many[..200])).await;
@@ -162,18 +132,10 @@ async fn tags_are_1_to_200_with_keys_of_1_to_128_and_values_of_0_to_256() {
     let (long_key, long_value) = ("k".repeat(129), "v".repeat(257));
     let cases = [
         ("", "v", vec![("key", "", "have length greater than or equal to 1")]),
-        (
-            &long_key,
-            "v",
-            vec![("key", long_key.as_str(), "have length less than or equal to 128")],
-        ),
+        (&long_key, "v", vec![("key", long_key.as_str(), "have length less than or equal to 128")]),
         ("k!", "v", vec![("key", "k!", pattern)]),
         ("k", "v\n", vec![("value", "v\n", pattern)]),
-        (
-            "k",
-            &long_value,
-            vec![("value", long_value.as_str(), "have length less than or equal to 256")],
-        ),
+        ("k", &long_value, vec![("value", long_value.as_str(), "have length less than or equal to 256")]),
         ("k#", "v#", vec![("key", "k#", pattern), ("value", "v#", pattern)]),
     ];
     for (key, value, musts) in cases {
@@ -225,13 +187,7 @@ async fn a_tunnel_id_has_1_to_128_characters_of_its_alphabet() {
             let expected = violation(&format!("'{bad}'"), "tunnelId", must);
             refused(&emulator, operation, with(json!(bad)), &[expected]).await;
         }
-        refused(
-            &emulator,
-            operation,
-            with(json!(null)),
-            &[violation("null", "tunnelId", "not be null")],
-        )
-        .await;
+        refused(&emulator, operation, with(json!(null)), &[violation("null", "tunnelId", "not be null")]).await;
     }
 }
 
@@ -244,10 +200,7 @@ async fn a_client_mode_is_one_of_three_words() {
         let expected = violation(&format!("'{bad}'"), "clientMode", must);
         refused(&emulator, "RotateTunnelAccessToken", body, &[expected]).await;
     }
-    let missing = [
-        violation("null", "tunnelId", "not be null"),
-        violation("null", "clientMode", "not be null"),
-    ];
+    let missing = [violation("null", "tunnelId", "not be null"), violation("null", "clientMode", "not be null")];
     refused(&emulator, "RotateTunnelAccessToken", json!({}), &missing).await;
 }
 
@@ -257,10 +210,7 @@ async fn a_page_has_1_to_100_results_and_its_token_an_alphabet() {
     for good in [1, 100] {
         accepted(&emulator, "ListTunnels", json!({"maxResults": good})).await;
     }
-    for (bad, must) in [
-        (0, "have value greater than or equal to 1"),
-        (101, "have value less than or equal to 100"),
-    ] {
+    for (bad, must) in [(0, "have value greater than or equal to 1"), (101, "have value less than or equal to 100")] {
         let expected = violation(&format!("'{bad}'"), "maxResults", must);
         refused(&emulator, "ListTunnels", json!({"maxResults": bad}), &[expected]).await;
     }
@@ -305,13 +255,7 @@ async fn tag_keys_to_remove_are_0_to_200_and_the_lists_of_tags_are_required() {
     let must = "satisfy constraint: [Member must have length less than or equal to 128, \
                 Member must have length greater than or equal to 1, \
                 Member must satisfy regular expression pattern: ^([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)$]";
-    refused(
-        &emulator,
-        "UntagResource",
-        with(json!(["!"])),
-        &[violation("'[!]'", "tagKeys", must)],
-    )
-    .await;
+    refused(&emulator, "UntagResource", with(json!(["!"])), &[violation("'[!]'", "tagKeys", must)]).await;
     let missing = violation("null", "tagKeys", "not be null");
     refused(&emulator, "UntagResource", json!({"resourceArn": arn}), &[missing]).await;
     let missing = violation("null", "tags", "not be null");
@@ -328,11 +272,7 @@ async fn all_violations_of_a_request_are_told_and_nothing_is_done() {
     let pattern = r"satisfy regular expression pattern: [^\p{C}]{1,2048}";
     let expected = [
         violation("'\t'", "description", pattern),
-        violation(
-            "'1000'",
-            "timeoutConfig.maxLifetimeTimeoutMinutes",
-            "have value less than or equal to 720",
-        ),
+        violation("'1000'", "timeoutConfig.maxLifetimeTimeoutMinutes", "have value less than or equal to 720"),
     ];
     refused(&emulator, "OpenTunnel", body, &expected).await;
     assert!(emulator.tunnels().is_empty());

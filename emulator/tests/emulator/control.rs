@@ -17,23 +17,10 @@ async fn calls_tells_every_call_and_no_token() {
     let opened = client.open_tunnel().send().await.expect("OpenTunnel");
     let id = opened.tunnel_id().expect("an ID");
     let arn = opened.tunnel_arn().expect("an ARN");
-    let rotate = client
-        .rotate_tunnel_access_token()
-        .tunnel_id(id)
-        .client_mode("ALL".into());
+    let rotate = client.rotate_tunnel_access_token().tunnel_id(id).client_mode("ALL".into());
     let rotated = rotate.send().await.expect("Rotate");
-    client
-        .list_tags_for_resource()
-        .resource_arn(arn)
-        .send()
-        .await
-        .expect("ListTags");
-    client
-        .describe_tunnel()
-        .tunnel_id("gone")
-        .send()
-        .await
-        .expect_err("not found");
+    client.list_tags_for_resource().resource_arn(arn).send().await.expect("ListTags");
+    client.describe_tunnel().tunnel_id("gone").send().await.expect_err("not found");
     call(&emulator, "DescribeTunnel", json!({"tunnelId": "not/an/id"})).await;
     client.list_tunnels().send().await.expect("ListTunnels");
 
@@ -49,11 +36,7 @@ async fn calls_tells_every_call_and_no_token() {
             let at = call["at"].as_str().expect("a time");
             let parsed: jiff::Timestamp = at.parse().expect("RFC 3339");
             assert_eq!(format!("{parsed:.3}"), at, "milliseconds");
-            (
-                call["operation"].clone(),
-                call["outcome"].clone(),
-                call["tunnelId"].clone(),
-            )
+            (call["operation"].clone(), call["outcome"].clone(), call["tunnelId"].clone())
         })
         .collect();
     let expected = [
@@ -64,19 +47,12 @@ async fn calls_tells_every_call_and_no_token() {
         ("DescribeTunnel", "ValidationException", json!(null)),
         ("ListTunnels", "ok", json!(null)),
     ];
-    assert_eq!(
-        told,
-        expected.map(|(operation, outcome, id)| (json!(operation), json!(outcome), id))
-    );
+    assert_eq!(told, expected.map(|(operation, outcome, id)| (json!(operation), json!(outcome), id)));
     assert_eq!(json!(emulator.calls()), answer.body);
     assert!(emulator.calls()[0].succeeded() && !emulator.calls()[3].succeeded());
 
     let tunnels = control(&emulator, "GET", "/tunnels", "").await.body;
-    for told in [
-        answer.body.to_string(),
-        tunnels.to_string(),
-        format!("{:?}", emulator.calls()),
-    ] {
+    for told in [answer.body.to_string(), tunnels.to_string(), format!("{:?}", emulator.calls())] {
         for token in [
             opened.source_access_token(),
             opened.destination_access_token(),
@@ -115,10 +91,7 @@ async fn tunnels_tells_all_of_a_tunnel_newest_first() {
         })
     );
     let plain = &told[1];
-    assert_eq!(
-        (&plain["description"], &plain["thingName"]),
-        (&Value::Null, &Value::Null)
-    );
+    assert_eq!((&plain["description"], &plain["thingName"]), (&Value::Null, &Value::Null));
     assert_eq!((&plain["services"], &plain["tags"]), (&json!([]), &json!({})));
 }
 
@@ -126,25 +99,11 @@ async fn tunnels_tells_all_of_a_tunnel_newest_first() {
 async fn quotas_faults_clock_and_connections_are_set() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
-    done(
-        &emulator,
-        "PUT",
-        "/quotas",
-        json!({"CloseTunnel": 0.0001, "maxOpenTunnels": 1}),
-    )
-    .await;
+    done(&emulator, "PUT", "/quotas", json!({"CloseTunnel": 0.0001, "maxOpenTunnels": 1})).await;
     let id = open_id(&client).await;
     assert_eq!(refusal(client.open_tunnel().send().await).0, "LimitExceededException");
-    client
-        .close_tunnel()
-        .tunnel_id("x")
-        .send()
-        .await
-        .expect_err("not found");
-    assert_eq!(
-        refusal(client.close_tunnel().tunnel_id("x").send().await).0,
-        "ThrottlingException"
-    );
+    client.close_tunnel().tunnel_id("x").send().await.expect_err("not found");
+    assert_eq!(refusal(client.close_tunnel().tunnel_id("x").send().await).0, "ThrottlingException");
     done(&emulator, "PUT", "/quotas", json!({})).await;
     let other = open_id(&client).await;
 
@@ -154,30 +113,18 @@ async fn quotas_faults_clock_and_connections_are_set() {
     client.list_tunnels().send().await.expect("once only");
 
     let path = format!("/tunnels/{id}/connections");
-    done(
-        &emulator,
-        "POST",
-        &path,
-        json!({"source": "CONNECTED", "destination": "CONNECTED"}),
-    )
-    .await;
+    done(&emulator, "POST", &path, json!({"source": "CONNECTED", "destination": "CONNECTED"})).await;
     done(&emulator, "POST", &path, json!({"destination": "DISCONNECTED"})).await;
     let tunnel = describe(&client, &id).await;
     let status = |side: Option<&aws_sdk_iotsecuretunneling::types::ConnectionState>| {
-        side.and_then(|side| side.status())
-            .expect("a status")
-            .as_str()
-            .to_owned()
+        side.and_then(|side| side.status()).expect("a status").as_str().to_owned()
     };
     assert_eq!(status(tunnel.source_connection_state()), "CONNECTED");
     assert_eq!(status(tunnel.destination_connection_state()), "DISCONNECTED");
 
     done(&emulator, "POST", "/clock", json!({"advanceSeconds": 43_200})).await;
     done(&emulator, "POST", "/clock", json!({"advanceSeconds": 0.5})).await;
-    assert_eq!(
-        describe(&client, &other).await.status().map(|s| s.as_str()),
-        Some("CLOSED")
-    );
+    assert_eq!(describe(&client, &other).await.status().map(|s| s.as_str()), Some("CLOSED"));
     let answer = control(&emulator, "POST", &path, json!({"source": "CONNECTED"})).await;
     let message = json!({"message": format!("tunnel {id} is CLOSED")});
     assert_eq!((answer.status, answer.body), (409, message));
@@ -189,27 +136,12 @@ async fn reset_empties_everything() {
     let client = sdk(&emulator);
     let before = emulator.now();
     let id = open_id(&client).await;
-    done(
-        &emulator,
-        "PUT",
-        "/quotas",
-        json!({"OpenTunnel": 0.0001, "maxOpenTunnels": 0}),
-    )
-    .await;
-    done(
-        &emulator,
-        "PUT",
-        "/faults",
-        json!([{"operation": "OpenTunnel", "kind": "AccessDenied"}]),
-    )
-    .await;
+    done(&emulator, "PUT", "/quotas", json!({"OpenTunnel": 0.0001, "maxOpenTunnels": 0})).await;
+    done(&emulator, "PUT", "/faults", json!([{"operation": "OpenTunnel", "kind": "AccessDenied"}])).await;
     done(&emulator, "POST", "/clock", json!({"advanceSeconds": 60})).await;
     control(&emulator, "POST", "/reset", "").await;
     assert!(emulator.calls().is_empty() && emulator.tunnels().is_empty());
-    assert!(
-        emulator.now().duration_since(before).as_secs() < 50,
-        "the clock is the machine's again"
-    );
+    assert!(emulator.now().duration_since(before).as_secs() < 50, "the clock is the machine's again");
     assert!(emulator.live_tokens(&id).is_none());
     open_id(&client).await;
     open_id(&client).await;
@@ -222,71 +154,21 @@ async fn a_request_that_is_not_understood_is_refused_with_the_reason_and_changes
     let connections = format!("/tunnels/{id}/connections");
     let cases = [
         ("PUT", "/quotas", "{", "EOF while parsing"),
-        (
-            "PUT",
-            "/quotas",
-            r#"{"OpenTunnels": 1}"#,
-            "unknown variant `OpenTunnels`",
-        ),
-        (
-            "PUT",
-            "/quotas",
-            r#"{"OpenTunnel": -1}"#,
-            "OpenTunnel: -1 calls per second: must not be negative",
-        ),
+        ("PUT", "/quotas", r#"{"OpenTunnels": 1}"#, "unknown variant `OpenTunnels`"),
+        ("PUT", "/quotas", r#"{"OpenTunnel": -1}"#, "OpenTunnel: -1 calls per second: must not be negative"),
         ("PUT", "/quotas", r#"{"OpenTunnel": "1"}"#, "invalid type: string"),
         ("PUT", "/quotas", r#"{"maxOpenTunnels": -1}"#, "invalid value"),
         ("PUT", "/faults", "{}", "invalid type: map, expected a sequence"),
-        (
-            "PUT",
-            "/faults",
-            r#"[{"operation": "Open", "kind": "Delay"}]"#,
-            "unknown variant `Open`",
-        ),
-        (
-            "PUT",
-            "/faults",
-            r#"[{"operation": "OpenTunnel", "kind": "Drop"}]"#,
-            "unknown variant `Drop`",
-        ),
-        (
-            "PUT",
-            "/faults",
-            r#"[{"kind": "DropAfter"}]"#,
-            "missing field `operation`",
-        ),
-        (
-            "PUT",
-            "/faults",
-            r#"[{"operation": "OpenTunnel", "kind": "DropAfter", "time": 1}]"#,
-            "unknown field `time`",
-        ),
-        (
-            "PUT",
-            "/faults",
-            r#"[{"operation": "OpenTunnel", "kind": "Delay"}]"#,
-            "needs delayMs",
-        ),
+        ("PUT", "/faults", r#"[{"operation": "Open", "kind": "Delay"}]"#, "unknown variant `Open`"),
+        ("PUT", "/faults", r#"[{"operation": "OpenTunnel", "kind": "Drop"}]"#, "unknown variant `Drop`"),
+        ("PUT", "/faults", r#"[{"kind": "DropAfter"}]"#, "missing field `operation`"),
+        ("PUT", "/faults", r#"[{"operation": "OpenTunnel", "kind": "DropAfter", "time": 1}]"#, "unknown field `time`"),
+        ("PUT", "/faults", r#"[{"operation": "OpenTunnel", "kind": "Delay"}]"#, "needs delayMs"),
         ("POST", "/clock", "", "EOF while parsing"),
         ("POST", "/clock", "{}", "missing field `advanceSeconds`"),
-        (
-            "POST",
-            "/clock",
-            r#"{"advanceSeconds": -1}"#,
-            "advanceSeconds must be 0 to",
-        ),
-        (
-            "POST",
-            "/clock",
-            r#"{"advanceSeconds": 1e300}"#,
-            "advanceSeconds must be 0 to",
-        ),
-        (
-            "POST",
-            &connections,
-            r#"{"source": "connected"}"#,
-            "unknown variant `connected`",
-        ),
+        ("POST", "/clock", r#"{"advanceSeconds": -1}"#, "advanceSeconds must be 0 to"),
+        ("POST", "/clock", r#"{"advanceSeconds": 1e300}"#, "advanceSeconds must be 0 to"),
+        ("POST", &connections, r#"{"source": "connected"}"#, "unknown variant `connected`"),
         ("POST", &connections, r#"{"sink": "CONNECTED"}"#, "unknown field `sink`"),
     ];
     let before = emulator.tunnels();
@@ -304,12 +186,7 @@ async fn a_request_that_is_not_understood_is_refused_with_the_reason_and_changes
 async fn unknown_paths_methods_and_tunnels_are_told_apart() {
     let emulator = emulator().await;
     for (method, path, status, message) in [
-        (
-            "GET",
-            "/nothing",
-            404,
-            "/_emulator/nothing is no path of the control API",
-        ),
+        ("GET", "/nothing", 404, "/_emulator/nothing is no path of the control API"),
         ("GET", "", 404, "/_emulator is no path of the control API"),
         ("POST", "/tunnels//connections", 404, "there is no tunnel "),
         ("POST", "/calls", 405, "this path takes GET"),
@@ -318,11 +195,7 @@ async fn unknown_paths_methods_and_tunnels_are_told_apart() {
         ("POST", "/tunnels/x/connections", 404, "there is no tunnel x"),
     ] {
         let answer = control(&emulator, method, path, "{}").await;
-        assert_eq!(
-            (answer.status, &answer.body),
-            (status, &json!({"message": message})),
-            "{method} {path}"
-        );
+        assert_eq!((answer.status, &answer.body), (status, &json!({"message": message})), "{method} {path}");
     }
     assert!(emulator.calls().is_empty(), "the control API is not the service");
 }
@@ -331,12 +204,8 @@ async fn unknown_paths_methods_and_tunnels_are_told_apart() {
 async fn waiting_ends_with_the_call_that_was_waited_for() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
-    let opened = |calls: &[Call]| {
-        calls
-            .iter()
-            .filter(|c| c.operation == Operation::OpenTunnel.name() && c.succeeded())
-            .count()
-    };
+    let opened =
+        |calls: &[Call]| calls.iter().filter(|c| c.operation == Operation::OpenTunnel.name() && c.succeeded()).count();
     let waiting = emulator.wait_calls(|calls| opened(calls) == 3);
     let calling = async {
         for _ in 0..3 {
@@ -345,9 +214,7 @@ async fn waiting_ends_with_the_call_that_was_waited_for() {
         }
     };
     let both = async { tokio::join!(waiting, calling) };
-    tokio::time::timeout(crate::client::PATIENCE, both)
-        .await
-        .expect("the wait to end");
+    tokio::time::timeout(crate::client::PATIENCE, both).await.expect("the wait to end");
     emulator.wait_calls(|calls| opened(calls) == 3).await;
     emulator.wait_tunnels(|tunnels| tunnels.len() == 3).await;
 }

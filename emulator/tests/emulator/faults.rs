@@ -24,10 +24,7 @@ async fn call_open(emulator: &Emulator) -> TcpStream {
 }
 
 fn outcomes(calls: &[Call]) -> Vec<&str> {
-    calls
-        .iter()
-        .map(|call| call.outcome.as_deref().unwrap_or("pending"))
-        .collect()
+    calls.iter().map(|call| call.outcome.as_deref().unwrap_or("pending")).collect()
 }
 
 async fn decided(emulator: &Emulator) {
@@ -42,18 +39,8 @@ async fn error_faults_answer_in_aws_s_words_and_do_nothing() {
     let cases = [
         (FaultKind::LimitExceeded, "LimitExceededException", "Rate exceeded", 400),
         (FaultKind::Throttling, "ThrottlingException", "Rate exceeded", 400),
-        (
-            FaultKind::AccessDenied,
-            "AccessDeniedException",
-            "User is not authorized to perform: iot:OpenTunnel",
-            400,
-        ),
-        (
-            FaultKind::InternalError,
-            "InternalFailure",
-            "An internal failure occurred",
-            500,
-        ),
+        (FaultKind::AccessDenied, "AccessDeniedException", "User is not authorized to perform: iot:OpenTunnel", 400),
+        (FaultKind::InternalError, "InternalFailure", "An internal failure occurred", 500),
     ];
     for (kind, name, message, status) in cases {
         emulator.set_faults([open_fault(kind)]);
@@ -63,12 +50,7 @@ async fn error_faults_answer_in_aws_s_words_and_do_nothing() {
         assert_eq!(refusal(result), (name.to_owned(), message.to_owned()));
     }
     assert!(emulator.tunnels().is_empty());
-    let expected = [
-        "LimitExceededException",
-        "ThrottlingException",
-        "AccessDeniedException",
-        "InternalFailure",
-    ];
+    let expected = ["LimitExceededException", "ThrottlingException", "AccessDeniedException", "InternalFailure"];
     assert_eq!(outcomes(&emulator.calls()), expected);
 }
 
@@ -95,21 +77,14 @@ async fn drop_after_closes_the_connection_without_a_byte_when_all_is_done() {
     assert!(matches!(result, Err(SdkError::DispatchFailure(_))), "{result:?}");
     let calls = emulator.calls();
     assert_eq!(outcomes(&calls), ["DropAfter", "DropAfter"]);
-    let opened: Vec<_> = calls
-        .iter()
-        .rev()
-        .map(|call| call.tunnel_id.clone().expect("an ID"))
-        .collect();
+    let opened: Vec<_> = calls.iter().rev().map(|call| call.tunnel_id.clone().expect("an ID")).collect();
     let tunnels: Vec<_> = emulator.tunnels().into_iter().map(|tunnel| tunnel.tunnel_id).collect();
     assert_eq!(opened, tunnels);
 
     let id = &tunnels[0];
     let before = emulator.live_tokens(id).expect("live tokens");
     emulator.set_faults([Fault::new(Operation::RotateTunnelAccessToken, FaultKind::DropAfter)]);
-    let rotate = client
-        .rotate_tunnel_access_token()
-        .tunnel_id(id)
-        .client_mode(ClientMode::All);
+    let rotate = client.rotate_tunnel_access_token().tunnel_id(id).client_mode(ClientMode::All);
     rotate.send().await.expect_err("no answer");
     let live = emulator.live_tokens(id).expect("live tokens");
     assert!(live.source != before.source && live.destination != before.destination);
@@ -127,14 +102,9 @@ async fn hanging_calls_never_answer_and_only_hang_after_does_anything() {
         // Neither by the fault's end, nor by other calls, nor by new faults.
         open_id(&sdk(&emulator)).await;
         emulator.set_faults([]);
-        assert!(
-            timeout(SILENCE, until_closed(&mut hanging)).await.is_err(),
-            "{kind:?} was answered"
-        );
+        assert!(timeout(SILENCE, until_closed(&mut hanging)).await.is_err(), "{kind:?} was answered");
         drop(emulator);
-        let rest = timeout(PATIENCE, until_closed(&mut hanging))
-            .await
-            .expect("closed with the emulator");
+        let rest = timeout(PATIENCE, until_closed(&mut hanging)).await.expect("closed with the emulator");
         assert!(rest.is_empty());
     }
 }
@@ -143,14 +113,9 @@ async fn hanging_calls_never_answer_and_only_hang_after_does_anything() {
 async fn the_sdk_s_time_limit_ends_a_hanging_call() {
     let emulator = emulator().await;
     emulator.set_faults([open_fault(FaultKind::HangAfter)]);
-    let limit = TimeoutConfig::builder()
-        .operation_timeout(Duration::from_secs(1))
-        .build();
+    let limit = TimeoutConfig::builder().operation_timeout(Duration::from_secs(1)).build();
     let open = sdk(&emulator).open_tunnel().customize();
-    let result = open
-        .config_override(aws_sdk_iotsecuretunneling::Config::builder().timeout_config(limit))
-        .send()
-        .await;
+    let result = open.config_override(aws_sdk_iotsecuretunneling::Config::builder().timeout_config(limit)).send().await;
     assert!(matches!(result, Err(SdkError::TimeoutError(_))), "{result:?}");
     assert_eq!(emulator.tunnels().len(), 1);
 }
@@ -163,10 +128,7 @@ async fn delay_does_at_once_and_answers_later() {
     let tunnel = &emulator.tunnels()[0];
     assert_eq!(tunnel.tunnel_id, id);
     let before_the_answer = emulator.now().duration_since(tunnel.created_at);
-    assert!(
-        before_the_answer.as_millis() >= 300,
-        "opened {before_the_answer} before the answer"
-    );
+    assert!(before_the_answer.as_millis() >= 300, "opened {before_the_answer} before the answer");
     assert_eq!(outcomes(&emulator.calls()), ["ok"]);
 }
 
@@ -181,10 +143,7 @@ async fn other_faults_are_late_by_their_delay() {
         client.open_tunnel().send().await.expect_err("a failure");
         assert!(began.elapsed() >= delay, "{kind:?} after {:?}", began.elapsed());
     }
-    assert_eq!(
-        outcomes(&emulator.calls()),
-        ["AccessDeniedException", "DropBefore", "DropAfter"]
-    );
+    assert_eq!(outcomes(&emulator.calls()), ["AccessDeniedException", "DropBefore", "DropAfter"]);
 }
 
 #[tokio::test]
@@ -192,15 +151,11 @@ async fn a_delayed_call_is_carried_out_though_its_client_has_gone() {
     let emulator = emulator().await;
     emulator.set_faults([open_fault(FaultKind::DropAfter).delay_ms(1000)]);
     let client = call_open(&emulator).await;
-    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1))
-        .await
-        .expect("the call");
+    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1)).await.expect("the call");
     drop(client);
     assert!(emulator.tunnels().is_empty());
     assert_eq!(outcomes(&emulator.calls()), ["pending"]);
-    timeout(PATIENCE, emulator.wait_tunnels(|tunnels| tunnels.len() == 1))
-        .await
-        .expect("a tunnel");
+    timeout(PATIENCE, emulator.wait_tunnels(|tunnels| tunnels.len() == 1)).await.expect("a tunnel");
     assert_eq!(outcomes(&emulator.calls()), ["DropAfter"]);
 }
 
@@ -209,9 +164,7 @@ async fn a_delayed_call_from_before_a_reset_does_nothing() {
     let emulator = emulator().await;
     emulator.set_faults([open_fault(FaultKind::DropAfter).delay_ms(1000)]);
     let mut client = call_open(&emulator).await;
-    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1))
-        .await
-        .expect("the call");
+    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1)).await.expect("the call");
     emulator.reset();
     let answer = timeout(PATIENCE, until_closed(&mut client)).await.expect("closed");
     assert!(answer.is_empty());
@@ -229,20 +182,12 @@ async fn the_first_fault_that_names_the_operation_and_has_times_left_happens() {
         open_fault(FaultKind::InternalError).times(1),
         open_fault(FaultKind::Throttling).times(1),
     ]);
-    for expected in [
-        "ThrottlingException",
-        "ThrottlingException",
-        "InternalFailure",
-        "ThrottlingException",
-    ] {
+    for expected in ["ThrottlingException", "ThrottlingException", "InternalFailure", "ThrottlingException"] {
         assert_eq!(refusal(client.open_tunnel().send().await).0, expected);
     }
     let id = open_id(&client).await;
     describe(&client, &id).await;
-    assert_eq!(
-        refusal(client.close_tunnel().tunnel_id(&id).send().await).0,
-        "AccessDeniedException"
-    );
+    assert_eq!(refusal(client.close_tunnel().tunnel_id(&id).send().await).0, "AccessDeniedException");
     client.close_tunnel().tunnel_id(&id).send().await.expect("CloseTunnel");
 }
 

@@ -21,11 +21,7 @@ async fn a_stopped_emulator_frees_its_port_for_the_next() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     client.open_tunnel().send().await.expect_err("nobody listens");
 
-    let second = start(Config {
-        listen: addr,
-        ..Config::default()
-    })
-    .await;
+    let second = start(Config { listen: addr, ..Config::default() }).await;
     assert!(second.tunnels().is_empty());
     open_id(&client).await;
 }
@@ -36,9 +32,7 @@ async fn stopping_closes_hanging_calls() {
     emulator.set_faults([Fault::new(Operation::ListTunnels, FaultKind::HangBefore)]);
     let target = "X-Amz-Target: IoTSecuredTunneling.ListTunnels\r\n";
     let mut hanging = request(emulator.addr(), "POST", "/", target, "{}").await;
-    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1))
-        .await
-        .expect("the call");
+    timeout(PATIENCE, emulator.wait_calls(|calls| calls.len() == 1)).await.expect("the call");
     emulator.stop().await;
     let answer = timeout(PATIENCE, until_closed(&mut hanging)).await.expect("closed");
     assert!(answer.is_empty());
@@ -47,12 +41,7 @@ async fn stopping_closes_hanging_calls() {
 #[tokio::test]
 async fn a_taken_port_is_an_error() {
     let taken = emulator().await;
-    let error = Emulator::start(Config {
-        listen: taken.addr(),
-        ..Config::default()
-    })
-    .await
-    .expect_err("taken");
+    let error = Emulator::start(Config { listen: taken.addr(), ..Config::default() }).await.expect_err("taken");
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
 }
 

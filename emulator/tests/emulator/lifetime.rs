@@ -14,12 +14,7 @@ const RETENTION: Duration = Duration::from_secs(3 * 3600);
 
 async fn open_for_minutes(client: &Client, minutes: i32) -> String {
     let timeout = TimeoutConfig::builder().max_lifetime_timeout_minutes(minutes).build();
-    let opened = client
-        .open_tunnel()
-        .timeout_config(timeout)
-        .send()
-        .await
-        .expect("OpenTunnel");
+    let opened = client.open_tunnel().timeout_config(timeout).send().await.expect("OpenTunnel");
     opened.tunnel_id().expect("an ID").to_owned()
 }
 
@@ -35,18 +30,12 @@ async fn a_tunnel_expires_when_its_lifetime_is_over_and_not_before() {
     emulator.advance_clock(MARGIN);
     let tunnel = describe(&client, &id).await;
     assert_eq!(tunnel.status(), Some(&TunnelStatus::Closed));
-    assert_eq!(
-        millis(tunnel.last_updated_at()) - millis(tunnel.created_at()),
-        3_600_000
-    );
+    assert_eq!(millis(tunnel.last_updated_at()) - millis(tunnel.created_at()), 3_600_000);
     let listed = client.list_tunnels().send().await.expect("ListTunnels");
     assert_eq!(listed.tunnel_summaries()[0].status(), Some(&TunnelStatus::Closed));
     assert_eq!(listed.tunnel_summaries()[0].last_updated_at(), tunnel.last_updated_at());
     assert!(emulator.live_tokens(&id).is_none());
-    let rotate = client
-        .rotate_tunnel_access_token()
-        .tunnel_id(&id)
-        .client_mode(ClientMode::All);
+    let rotate = client.rotate_tunnel_access_token().tunnel_id(&id).client_mode(ClientMode::All);
     assert_eq!(refusal(rotate.send().await).0, "ResourceNotFoundException");
 }
 
@@ -66,10 +55,7 @@ async fn the_connections_of_an_expired_tunnel_ended_with_it() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
     let id = open_for_minutes(&client, 1).await;
-    let connected = Connections {
-        destination: Some(ConnectionStatus::Connected),
-        source: None,
-    };
+    let connected = Connections { destination: Some(ConnectionStatus::Connected), source: None };
     emulator.set_connections(&id, connected).expect("set");
     emulator.advance_clock(Duration::from_secs(60));
     let tunnel = describe(&client, &id).await;
@@ -85,12 +71,7 @@ async fn a_closed_tunnel_is_visible_for_three_hours_after_its_closing() {
     let (closed, expired) = (open_id(&client).await, open_for_minutes(&client, 60).await);
     let stays = open_id(&client).await;
     emulator.advance_clock(Duration::from_secs(3600));
-    client
-        .close_tunnel()
-        .tunnel_id(&closed)
-        .send()
-        .await
-        .expect("CloseTunnel");
+    client.close_tunnel().tunnel_id(&closed).send().await.expect("CloseTunnel");
     emulator.advance_clock(RETENTION - MARGIN);
     for id in [&closed, &expired] {
         assert_eq!(describe(&client, id).await.status(), Some(&TunnelStatus::Closed));
@@ -98,21 +79,11 @@ async fn a_closed_tunnel_is_visible_for_three_hours_after_its_closing() {
     assert_eq!(emulator.tunnels().len(), 3);
     emulator.advance_clock(MARGIN);
     for id in [&closed, &expired] {
-        assert_eq!(
-            refusal(client.describe_tunnel().tunnel_id(id).send().await).0,
-            "ResourceNotFoundException"
-        );
-        assert_eq!(
-            refusal(client.close_tunnel().tunnel_id(id).send().await).0,
-            "ResourceNotFoundException"
-        );
+        assert_eq!(refusal(client.describe_tunnel().tunnel_id(id).send().await).0, "ResourceNotFoundException");
+        assert_eq!(refusal(client.close_tunnel().tunnel_id(id).send().await).0, "ResourceNotFoundException");
     }
     let listed = client.list_tunnels().send().await.expect("ListTunnels");
-    let ids: Vec<_> = listed
-        .tunnel_summaries()
-        .iter()
-        .map(|s| s.tunnel_id().expect("an ID"))
-        .collect();
+    let ids: Vec<_> = listed.tunnel_summaries().iter().map(|s| s.tunnel_id().expect("an ID")).collect();
     assert_eq!(ids, [stays.as_str()]);
     assert_eq!(emulator.tunnels().len(), 1);
 }

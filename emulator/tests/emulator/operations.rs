@@ -40,10 +40,7 @@ async fn an_opened_tunnel_is_described_as_it_was_asked_for() {
     assert_eq!(tunnel.tunnel_arn(), Some(arn.as_str()));
     assert_eq!(tunnel.status(), Some(&TunnelStatus::Open));
     assert_eq!(tunnel.description(), Some("ssh to sensor 42"));
-    assert_eq!(
-        tunnel.destination_config(),
-        Some(&destination(Some("sensor-42"), &["SSH", "HTTP"]))
-    );
+    assert_eq!(tunnel.destination_config(), Some(&destination(Some("sensor-42"), &["SSH", "HTTP"])));
     assert_eq!(tunnel.tags(), [tag("empty", ""), tag("team", "edge")]);
     let timeout = tunnel.timeout_config().expect("a timeout");
     assert_eq!(timeout.max_lifetime_timeout_minutes(), Some(60));
@@ -72,9 +69,7 @@ async fn the_tokens_of_an_open_tunnel_are_the_live_ones_and_look_like_aws_s() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
     let opened = open(&client).await;
-    let live = emulator
-        .live_tokens(opened.tunnel_id().expect("an ID"))
-        .expect("live tokens");
+    let live = emulator.live_tokens(opened.tunnel_id().expect("an ID")).expect("live tokens");
     assert_eq!(opened.source_access_token(), Some(live.source.as_str()));
     assert_eq!(opened.destination_access_token(), Some(live.destination.as_str()));
     assert_ne!(live.source, live.destination);
@@ -100,17 +95,9 @@ async fn the_same_request_twice_opens_two_tunnels() {
 async fn a_summary_tells_what_the_tunnel_is_without_its_tags() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
-    let opened = client
-        .open_tunnel()
-        .description("d")
-        .tags(tag("k", "v"))
-        .send()
-        .await
-        .expect("open");
+    let opened = client.open_tunnel().description("d").tags(tag("k", "v")).send().await.expect("open");
     let listed = client.list_tunnels().send().await.expect("ListTunnels");
-    let [summary] = listed.tunnel_summaries() else {
-        panic!("one tunnel, not {listed:?}")
-    };
+    let [summary] = listed.tunnel_summaries() else { panic!("one tunnel, not {listed:?}") };
     assert_eq!(summary.tunnel_id(), opened.tunnel_id());
     assert_eq!(summary.tunnel_arn(), opened.tunnel_arn());
     assert_eq!(summary.status(), Some(&TunnelStatus::Open));
@@ -133,12 +120,7 @@ async fn a_closed_tunnel_is_closed_once_and_accepts_no_token() {
     assert!(emulator.live_tokens(&id).is_none());
 
     emulator.advance_clock(std::time::Duration::from_secs(30));
-    client
-        .close_tunnel()
-        .tunnel_id(&id)
-        .send()
-        .await
-        .expect("a second CloseTunnel");
+    client.close_tunnel().tunnel_id(&id).send().await.expect("a second CloseTunnel");
     assert_eq!(describe(&client, &id).await.last_updated_at(), closed.last_updated_at());
 }
 
@@ -147,21 +129,9 @@ async fn delete_removes_an_open_or_closed_tunnel_at_once() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
     let (open, closed) = (open_id(&client).await, open_id(&client).await);
-    client
-        .close_tunnel()
-        .tunnel_id(&closed)
-        .delete(false)
-        .send()
-        .await
-        .expect("CloseTunnel");
+    client.close_tunnel().tunnel_id(&closed).delete(false).send().await.expect("CloseTunnel");
     for id in [&open, &closed] {
-        client
-            .close_tunnel()
-            .tunnel_id(id)
-            .delete(true)
-            .send()
-            .await
-            .expect("CloseTunnel");
+        client.close_tunnel().tunnel_id(id).delete(true).send().await.expect("CloseTunnel");
         let (error, _) = refusal(client.describe_tunnel().tunnel_id(id).send().await);
         assert_eq!(error, "ResourceNotFoundException");
     }
@@ -174,42 +144,20 @@ async fn delete_removes_an_open_or_closed_tunnel_at_once() {
 async fn tags_are_added_replaced_and_removed() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
-    let opened = client
-        .open_tunnel()
-        .tags(tag("a", "1"))
-        .tags(tag("b", "1"))
-        .send()
-        .await
-        .expect("open");
+    let opened = client.open_tunnel().tags(tag("a", "1")).tags(tag("b", "1")).send().await.expect("open");
     let arn = opened.tunnel_arn().expect("an ARN");
     let tags = async || {
-        let listed = client
-            .list_tags_for_resource()
-            .resource_arn(arn)
-            .send()
-            .await
-            .expect("listed");
+        let listed = client.list_tags_for_resource().resource_arn(arn).send().await.expect("listed");
         listed.tags().to_vec()
     };
     assert_eq!(tags().await, [tag("a", "1"), tag("b", "1")]);
-    let request = client
-        .tag_resource()
-        .resource_arn(arn)
-        .tags(tag("b", "2"))
-        .tags(tag("c", "2"));
+    let request = client.tag_resource().resource_arn(arn).tags(tag("b", "2")).tags(tag("c", "2"));
     request.send().await.expect("TagResource");
     assert_eq!(tags().await, [tag("a", "1"), tag("b", "2"), tag("c", "2")]);
-    let request = client
-        .untag_resource()
-        .resource_arn(arn)
-        .tag_keys("a")
-        .tag_keys("never set");
+    let request = client.untag_resource().resource_arn(arn).tag_keys("a").tag_keys("never set");
     request.send().await.expect("UntagResource");
     assert_eq!(tags().await, [tag("b", "2"), tag("c", "2")]);
-    assert_eq!(
-        describe(&client, opened.tunnel_id().expect("an ID")).await.tags(),
-        tags().await
-    );
+    assert_eq!(describe(&client, opened.tunnel_id().expect("an ID")).await.tags(), tags().await);
 }
 
 #[tokio::test]
@@ -217,12 +165,7 @@ async fn a_tunnel_has_200_tags_at_most() {
     let emulator = emulator().await;
     let client = sdk(&emulator);
     let many = (0..200).map(|n| tag(&format!("k{n}"), "v")).collect();
-    let opened = client
-        .open_tunnel()
-        .set_tags(Some(many))
-        .send()
-        .await
-        .expect("OpenTunnel");
+    let opened = client.open_tunnel().set_tags(Some(many)).send().await.expect("OpenTunnel");
     let arn = opened.tunnel_arn().expect("an ARN");
     let request = |key| client.tag_resource().resource_arn(arn).tags(tag(key, "new")).send();
     request("k7").await.expect("replacing one of them");
@@ -237,27 +180,16 @@ async fn what_does_not_exist_is_not_found_by_any_operation() {
     let arn = open(&client).await.tunnel_arn().expect("an ARN").to_owned();
     let foreign = arn.replace("123456789012", "999999999999");
     let id = "no-such-tunnel";
-    let rotate = client
-        .rotate_tunnel_access_token()
-        .tunnel_id(id)
-        .client_mode(ClientMode::All);
+    let rotate = client.rotate_tunnel_access_token().tunnel_id(id).client_mode(ClientMode::All);
     let mut refusals = vec![
         refusal(client.describe_tunnel().tunnel_id(id).send().await),
         refusal(client.close_tunnel().tunnel_id(id).send().await),
         refusal(rotate.send().await),
     ];
-    for arn in [
-        foreign.as_str(),
-        "arn:aws:iot:us-east-1:123456789012:tunnel/nope",
-        "nonsense",
-    ] {
+    for arn in [foreign.as_str(), "arn:aws:iot:us-east-1:123456789012:tunnel/nope", "nonsense"] {
         refusals.push(refusal(client.list_tags_for_resource().resource_arn(arn).send().await));
-        refusals.push(refusal(
-            client.tag_resource().resource_arn(arn).tags(tag("k", "v")).send().await,
-        ));
-        refusals.push(refusal(
-            client.untag_resource().resource_arn(arn).tag_keys("k").send().await,
-        ));
+        refusals.push(refusal(client.tag_resource().resource_arn(arn).tags(tag("k", "v")).send().await));
+        refusals.push(refusal(client.untag_resource().resource_arn(arn).tag_keys("k").send().await));
     }
     for (error, message) in refusals {
         assert_eq!(error, "ResourceNotFoundException", "{message}");
@@ -271,30 +203,11 @@ async fn a_tunnel_is_seen_in_the_region_that_the_call_was_signed_for() {
     let opened = open(&there).await;
     let (id, arn) = (opened.tunnel_id().expect("an ID"), opened.tunnel_arn().expect("an ARN"));
     assert_eq!(arn, format!("arn:aws:iot:eu-central-1:123456789012:tunnel/{id}"));
-    assert_eq!(
-        refusal(here.describe_tunnel().tunnel_id(id).send().await).0,
-        "ResourceNotFoundException"
-    );
+    assert_eq!(refusal(here.describe_tunnel().tunnel_id(id).send().await).0, "ResourceNotFoundException");
     let tags = here.list_tags_for_resource().resource_arn(arn);
     assert_eq!(refusal(tags.send().await).0, "ResourceNotFoundException");
-    assert!(
-        here.list_tunnels()
-            .send()
-            .await
-            .expect("listed")
-            .tunnel_summaries()
-            .is_empty()
-    );
-    assert_eq!(
-        there
-            .list_tunnels()
-            .send()
-            .await
-            .expect("listed")
-            .tunnel_summaries()
-            .len(),
-        1
-    );
+    assert!(here.list_tunnels().send().await.expect("listed").tunnel_summaries().is_empty());
+    assert_eq!(there.list_tunnels().send().await.expect("listed").tunnel_summaries().len(), 1);
 }
 
 #[tokio::test]
@@ -303,10 +216,7 @@ async fn connections_are_told_until_the_tunnel_closes() {
     let client = sdk(&emulator);
     let id = open_id(&client).await;
     emulator.advance_clock(std::time::Duration::from_secs(10));
-    let connected = Connections {
-        source: Some(ConnectionStatus::Connected),
-        destination: None,
-    };
+    let connected = Connections { source: Some(ConnectionStatus::Connected), destination: None };
     emulator.set_connections(&id, connected).expect("set");
     let tunnel = describe(&client, &id).await;
     let source = tunnel.source_connection_state().expect("a state");
@@ -321,15 +231,9 @@ async fn connections_are_told_until_the_tunnel_closes() {
     let source = tunnel.source_connection_state().expect("a state");
     assert_eq!(source.status(), Some(&SdkConnection::Disconnected));
     assert_eq!(source.last_updated_at(), tunnel.last_updated_at());
-    assert_eq!(
-        emulator.set_connections(&id, connected),
-        Err(ControlError::TunnelClosed(id))
-    );
+    assert_eq!(emulator.set_connections(&id, connected), Err(ControlError::TunnelClosed(id)));
     let nobody = "nobody".to_owned();
-    assert_eq!(
-        emulator.set_connections("nobody", connected),
-        Err(ControlError::NoSuchTunnel(nobody))
-    );
+    assert_eq!(emulator.set_connections("nobody", connected), Err(ControlError::NoSuchTunnel(nobody)));
 }
 
 #[tokio::test]
@@ -340,10 +244,7 @@ async fn a_third_party_closes_and_deletes_without_a_call() {
     emulator.close(&id).expect("closed");
     assert_eq!(describe(&client, &id).await.status(), Some(&TunnelStatus::Closed));
     emulator.delete(&id).expect("deleted");
-    assert_eq!(
-        refusal(client.describe_tunnel().tunnel_id(&id).send().await).0,
-        "ResourceNotFoundException"
-    );
+    assert_eq!(refusal(client.describe_tunnel().tunnel_id(&id).send().await).0, "ResourceNotFoundException");
     assert_eq!(emulator.close(&id), Err(ControlError::NoSuchTunnel(id.clone())));
     assert_eq!(emulator.delete(&id), Err(ControlError::NoSuchTunnel(id)));
     assert!(emulator.calls().iter().all(|call| call.operation != "CloseTunnel"));

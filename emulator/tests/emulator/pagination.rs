@@ -5,24 +5,12 @@ use aws_sdk_iotsecuretunneling::types::DestinationConfig;
 use crate::client::{emulator, open_id, refusal, sdk};
 
 fn ids(page: &ListTunnelsOutput) -> Vec<String> {
-    page.tunnel_summaries()
-        .iter()
-        .map(|s| s.tunnel_id().expect("an ID").to_owned())
-        .collect()
+    page.tunnel_summaries().iter().map(|s| s.tunnel_id().expect("an ID").to_owned()).collect()
 }
 
 async fn open_for(client: &Client, thing: &str) -> String {
-    let config = DestinationConfig::builder()
-        .thing_name(thing)
-        .services("SSH")
-        .build()
-        .expect("a destination");
-    let opened = client
-        .open_tunnel()
-        .destination_config(config)
-        .send()
-        .await
-        .expect("OpenTunnel");
+    let config = DestinationConfig::builder().thing_name(thing).services("SSH").build().expect("a destination");
+    let opened = client.open_tunnel().destination_config(config).send().await.expect("OpenTunnel");
     opened.tunnel_id().expect("an ID").to_owned()
 }
 
@@ -38,13 +26,7 @@ async fn pages_are_newest_first_and_stable_while_tunnels_are_opened_and_deleted(
     let mut pages = Vec::new();
     let mut token = None;
     loop {
-        let page = client
-            .list_tunnels()
-            .max_results(10)
-            .set_next_token(token)
-            .send()
-            .await
-            .expect("a page");
+        let page = client.list_tunnels().max_results(10).set_next_token(token).send().await.expect("a page");
         pages.push(page.tunnel_summaries().len());
         seen.extend(ids(&page));
         // A newer tunnel appears, and the very one that the page ended with goes.
@@ -68,13 +50,7 @@ async fn a_full_last_page_has_no_token() {
     }
     let first = client.list_tunnels().max_results(2).send().await.expect("a page");
     let token = first.next_token().expect("a token");
-    let second = client
-        .list_tunnels()
-        .max_results(2)
-        .next_token(token)
-        .send()
-        .await
-        .expect("a page");
+    let second = client.list_tunnels().max_results(2).next_token(token).send().await.expect("a page");
     assert_eq!(second.tunnel_summaries().len(), 2);
     assert_eq!(second.next_token(), None);
 }
@@ -104,11 +80,7 @@ async fn a_thing_s_tunnels_are_paged_alone() {
     let list = || client.list_tunnels().thing_name("mine").max_results(2);
     let first = list().send().await.expect("a page");
     assert_eq!(ids(&first), expected[..2]);
-    let second = list()
-        .set_next_token(first.next_token().map(str::to_owned))
-        .send()
-        .await
-        .expect("a page");
+    let second = list().set_next_token(first.next_token().map(str::to_owned)).send().await.expect("a page");
     assert_eq!(ids(&second), expected[2..]);
     assert_eq!(second.next_token(), None);
 }
@@ -119,9 +91,6 @@ async fn a_token_that_was_never_given_is_refused() {
     let client = sdk(&emulator);
     for token in ["nonsense", "tunnels-before-", "tunnels-before-x"] {
         let (error, message) = refusal(client.list_tunnels().next_token(token).send().await);
-        assert_eq!(
-            (error.as_str(), message.as_str()),
-            ("ValidationException", "Invalid nextToken")
-        );
+        assert_eq!((error.as_str(), message.as_str()), ("ValidationException", "Invalid nextToken"));
     }
 }

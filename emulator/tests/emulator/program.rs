@@ -32,11 +32,7 @@ fn start(command: &mut Command) -> (Program, SocketAddr) {
     let program = Program(child);
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).expect("a line");
-    let addr = line
-        .strip_prefix("listening on http://")
-        .expect("the line")
-        .trim_end()
-        .parse();
+    let addr = line.strip_prefix("listening on http://").expect("the line").trim_end().parse();
     (program, addr.expect("an address"))
 }
 
@@ -60,25 +56,13 @@ fn it_tells_where_it_listens_and_answers_there_with_aws_s_quotas() {
     let (_program, addr) = start(command().args(["--listen", "127.0.0.1:0"]));
     let answer = call(addr, "OpenTunnel");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(
-        answer.contains("arn:aws:iot:us-east-1:123456789012:tunnel/"),
-        "{answer}"
-    );
+    assert!(answer.contains("arn:aws:iot:us-east-1:123456789012:tunnel/"), "{answer}");
     assert!((0..5).any(|_| call(addr, "OpenTunnel").contains("LimitExceededException")));
 }
 
 #[test]
 fn flags_and_their_env_twins_say_the_same() {
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--quotas",
-        "none",
-        "--region",
-        "eu-west-1",
-        "--account-id",
-        "000000000001",
-    ];
+    let args = ["--listen", "127.0.0.1:0", "--quotas", "none", "--region", "eu-west-1", "--account-id", "000000000001"];
     let (_flags, by_flags) = start(command().args(args));
     let (_env, by_env) = start(
         command()
@@ -90,10 +74,7 @@ fn flags_and_their_env_twins_say_the_same() {
     for addr in [by_flags, by_env] {
         for _ in 0..20 {
             let answer = call(addr, "OpenTunnel");
-            assert!(
-                answer.contains("arn:aws:iot:eu-west-1:000000000001:tunnel/"),
-                "{answer}"
-            );
+            assert!(answer.contains("arn:aws:iot:eu-west-1:000000000001:tunnel/"), "{answer}");
         }
     }
 }
@@ -112,9 +93,7 @@ fn sigint_and_sigterm_end_it_at_once_also_while_a_call_hangs() {
         .expect("sent");
         control.read_to_string(&mut String::new()).expect("an answer");
         let _hanging = post(addr, "OpenTunnel");
-        let sent = Command::new("kill")
-            .args(["-s", signal, &program.0.id().to_string()])
-            .status();
+        let sent = Command::new("kill").args(["-s", signal, &program.0.id().to_string()]).status();
         assert!(sent.expect("kill").success());
         let status = program.0.wait().expect("the program's end");
         assert!(status.success(), "after SIG{signal}: {status}");

@@ -167,8 +167,13 @@ impl Given {
 
     fn failing(self, reason: Reason, retry_at: u64) -> Self {
         self.with(|s| {
-            s.memory.failure =
-                Some(Failure { reason, message: "words".into(), at: mono(MONO - 1), retry_at: mono(retry_at), times: 1 });
+            s.memory.failure = Some(Failure {
+                reason,
+                message: "words".into(),
+                at: mono(MONO - 1),
+                retry_at: mono(retry_at),
+                times: 1,
+            });
         })
     }
 
@@ -259,11 +264,8 @@ fn limited(reported: Option<Reason>) -> Given {
         s.memory.first_seen = mono(MONO - 6);
         s.desired.record.reported = reported;
         s.desired.record.observed_generation = Some(1);
-        s.gate = Some(Gate {
-            cause: CallErrorKind::LimitExceeded,
-            message: "AWS's words".into(),
-            since: wall(WALL - 60),
-        });
+        s.gate =
+            Some(Gate { cause: CallErrorKind::LimitExceeded, message: "AWS's words".into(), since: wall(WALL - 60) });
     })
 }
 

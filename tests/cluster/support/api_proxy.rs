@@ -114,11 +114,7 @@ pub struct ApiProxy {
 impl ApiProxy {
     /// Starts one, and writes a kubeconfig that leads to it.
     pub async fn start(server: &Path, kubeconfig: PathBuf) -> Self {
-        let shared = Arc::new(Shared {
-            client: client(server).await,
-            rules: Mutex::default(),
-            seen: Mutex::default(),
-        });
+        let shared = Arc::new(Shared { client: client(server).await, rules: Mutex::default(), seen: Mutex::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let text = json!({
@@ -132,11 +128,7 @@ impl ApiProxy {
         let server = tokio::spawn(async move {
             let _ = axum::serve(listener, app).await;
         });
-        Self {
-            shared,
-            kubeconfig,
-            server,
-        }
+        Self { shared, kubeconfig, server }
     }
 
     /// The kubeconfig that leads to it.
@@ -169,10 +161,7 @@ impl ApiProxy {
 
     /// Requests so far that match.
     pub fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
-        lock(&self.shared.seen)
-            .iter()
-            .filter(|request| matches(request))
-            .count()
+        lock(&self.shared.seen).iter().filter(|request| matches(request)).count()
     }
 
     fn add(&self, matches: impl Fn(&Request) -> bool + Send + Sync + 'static, action: Action) {
@@ -187,9 +176,12 @@ impl Drop for ApiProxy {
     }
 }
 
-/// What the API server says when it cannot: a `Status`.
+/// What the API server says when it refuses: a `Status`.
 pub fn failure(code: StatusCode, message: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code.as_u16(), "message": message})
+    // As `NotFound`: in these, Kubernetes' words are HTTP's.
+    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+    let code = code.as_u16();
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message})
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -216,9 +208,7 @@ impl Shared {
 
 async fn handle(State(shared): State<Arc<Shared>>, request: HttpRequest<Body>) -> Response<Body> {
     let (mut parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, usize::MAX).await else {
-        cut()
-    };
+    let Ok(body) = to_bytes(body, usize::MAX).await else { cut() };
     let action = shared.note(Request {
         method: parts.method.to_string(),
         path: parts.uri.path().into(),
@@ -228,9 +218,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: HttpRequest<Body>) -
     let mut after_commit = None;
     match action {
         Some(Action::Answer(status, body)) => {
-            let answer = Response::builder()
-                .status(status)
-                .header(header::CONTENT_TYPE, "application/json");
+            let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
             return answer.body(Body::from(body.to_string())).expect("a response");
         }
         Some(Action::Hold(Point::BeforeForward, reached, go)) => held(reached, go).await,
@@ -238,12 +226,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: HttpRequest<Body>) -
         None => {}
     }
     // The client that forwards sets its own.
-    for name in [
-        header::HOST,
-        header::CONTENT_LENGTH,
-        header::CONNECTION,
-        header::AUTHORIZATION,
-    ] {
+    for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION, header::AUTHORIZATION] {
         parts.headers.remove(name);
     }
     let forwarded = shared.client.send(HttpRequest::from_parts(parts, body.into())).await;

@@ -101,7 +101,5 @@ fn lines(namespace: &str) -> Vec<Line> {
     let log = ControlPlane::get().audit_log();
     let ours = log.lines().filter(|line| line.contains(namespace));
     let lines = ours.filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines
-        .filter(|line| line.object_ref.as_ref().is_some_and(|o| o.namespace == namespace))
-        .collect()
+    lines.filter(|line| line.object_ref.as_ref().is_some_and(|o| o.namespace == namespace)).collect()
 }

@@ -61,11 +61,9 @@ impl ControlPlane {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| format!("cannot run {}: {e}", program.display()))?;
-        let (Some(stdin), Some(stdout), Some(stderr)) = (
-            supervisor.stdin.take(),
-            supervisor.stdout.take(),
-            supervisor.stderr.take(),
-        ) else {
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (supervisor.stdin.take(), supervisor.stdout.take(), supervisor.stderr.take())
+        else {
             unreachable!("all three are pipes");
         };
         // Its words are shown as they come (a first build takes minutes), and kept for the reason.
@@ -102,14 +100,7 @@ impl ControlPlane {
     fn grant(&self) -> Result<(), String> {
         let rbac = repository().join("deploy/rbac.yaml");
         output_of(self.kubectl().arg("apply").arg("-f").arg(rbac))?;
-        let create = [
-            "create",
-            "token",
-            SERVICE_ACCOUNT,
-            "--duration=24h",
-            "-n",
-            SYSTEM_NAMESPACE,
-        ];
+        let create = ["create", "token", SERVICE_ACCOUNT, "--duration=24h", "-n", SYSTEM_NAMESPACE];
         let token = output_of(self.kubectl().args(create))?;
         let view = output_of(self.kubectl().args(["config", "view", "--raw", "-o", "json"]))?;
         let mut kubeconfig: Value = serde_json::from_str(&view).map_err(|e| e.to_string())?;
@@ -173,23 +164,14 @@ fn supervisor_program() -> Result<PathBuf, String> {
         .ok_or("HOME is not set")?;
     let program = cache.join("bin/cluster");
     let source = repository().join("dev/cluster");
-    output_of(
-        Command::new("go")
-            .arg("-C")
-            .arg(source)
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg("."),
-    )
-    .map_err(|e| format!("cannot build dev/cluster with Go: {e}"))?;
+    output_of(Command::new("go").arg("-C").arg(source).args(["build", "-o"]).arg(&program).arg("."))
+        .map_err(|e| format!("cannot build dev/cluster with Go: {e}"))?;
     Ok(program)
 }
 
 /// What a command prints. Its errors are text for people.
 fn output_of(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .output()
-        .map_err(|e| format!("{}: {e}", command.get_program().display()))?;
+    let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),

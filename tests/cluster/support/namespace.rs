@@ -45,9 +45,7 @@ impl Namespace {
         let name = format!("t-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let api: Api<KubeNamespace> = Api::all(client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
-        api.create(&Default::default(), &namespace)
-            .await
-            .expect("a namespace can be made");
+        api.create(&Default::default(), &namespace).await.expect("a namespace can be made");
         Self { name, client }
     }
 
@@ -70,19 +68,13 @@ impl Namespace {
     pub async fn kubectl_with(&self, stdin: &str, args: &[&str]) -> Said {
         let mut command: Command = ControlPlane::get().kubectl().into();
         command.arg("-n").arg(&self.name).args(args);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut kubectl = command.spawn().expect("kubectl can be run");
         let mut pipe = kubectl.stdin.take().expect("a pipe");
         // It may end before it has read all: what it says then tells why.
         let _ = pipe.write_all(stdin.as_bytes()).await;
         drop(pipe);
-        let output = timeout(LIMIT * 2, kubectl.wait_with_output())
-            .await
-            .expect("kubectl ends");
+        let output = timeout(LIMIT * 2, kubectl.wait_with_output()).await.expect("kubectl ends");
         let output = output.expect("kubectl can be waited for");
         Said {
             ok: output.status.success(),
@@ -109,9 +101,7 @@ impl Namespace {
 
     /// Returns the Tunnel once it is as `is` wants it; `what` says in words what that is.
     pub async fn wait_for(&self, name: &str, what: &str, is: impl Fn(&Tunnel) -> bool) -> Tunnel {
-        let tunnel = self
-            .wait(self.tunnels(), name, what, |tunnel| tunnel.is_some_and(&is))
-            .await;
+        let tunnel = self.wait(self.tunnels(), name, what, |tunnel| tunnel.is_some_and(&is)).await;
         tunnel.expect("the condition wants one")
     }
 
@@ -119,8 +109,7 @@ impl Namespace {
     pub async fn wait_condition(&self, name: &str, (type_, status, reason): (&str, &str, &str)) -> Tunnel {
         let what = format!("{type_} {status} {reason}");
         let is = |c: &Condition| c.type_ == type_ && c.status == status && c.reason == reason;
-        self.wait_for(name, &what, |tunnel| main_condition(tunnel).is_some_and(is))
-            .await
+        self.wait_for(name, &what, |tunnel| main_condition(tunnel).is_some_and(is)).await
     }
 
     /// Returns the Tunnel once it is Ready.
@@ -130,30 +119,19 @@ impl Namespace {
 
     /// Returns once the Tunnel is gone.
     pub async fn wait_no_tunnel(&self, name: &str) {
-        self.wait(self.tunnels(), name, "no such Tunnel", |tunnel| tunnel.is_none())
-            .await;
+        self.wait(self.tunnels(), name, "no such Tunnel", |tunnel| tunnel.is_none()).await;
     }
 
     /// Deletes a Tunnel; does not wait for the end.
     pub async fn delete(&self, name: &str) {
-        self.tunnels()
-            .delete(name, &DeleteParams::default())
-            .await
-            .expect("the Tunnel is there");
+        self.tunnels().delete(name, &DeleteParams::default()).await.expect("the Tunnel is there");
     }
 
     /// A Secret's data as text; `None`: there is no such Secret.
     pub async fn secret_data(&self, name: &str) -> Option<BTreeMap<String, String>> {
         let secret = self.secrets().get_opt(name).await.expect("the API server answers")?;
         let text = |data: k8s_openapi::ByteString| String::from_utf8(data.0).expect("text");
-        Some(
-            secret
-                .data
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, data)| (key, text(data)))
-                .collect(),
-        )
+        Some(secret.data.unwrap_or_default().into_iter().map(|(key, data)| (key, text(data))).collect())
     }
 
     /// Returns once the Secret is gone.
@@ -186,10 +164,7 @@ impl Namespace {
     {
         match timeout(LIMIT, await_condition(api, name, is)).await {
             Ok(object) => object.expect("it can be watched"),
-            Err(_) => panic!(
-                "{name} is not as it should be after {LIMIT:?} ({what}): {}",
-                self.describe(name).await
-            ),
+            Err(_) => panic!("{name} is not as it should be after {LIMIT:?} ({what}): {}", self.describe(name).await),
         }
     }
 
@@ -219,9 +194,7 @@ impl Drop for Namespace {
 pub async fn client(kubeconfig: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
     let options = KubeConfigOptions::default();
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .expect("a kubeconfig");
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("a kubeconfig");
     config.default_retry = false;
     Client::try_from(config).expect("a client")
 }

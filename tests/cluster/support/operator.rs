@@ -27,10 +27,7 @@ pub struct Settings {
 impl Settings {
     /// Quick ones: no waiting for AWS's quotas, short time limits, a poll every second.
     pub fn quick(kubeconfig: &Path, namespace: &str, aws_endpoint: &str) -> Self {
-        let settings = Self {
-            flags: Vec::new(),
-            env: Vec::new(),
-        };
+        let settings = Self { flags: Vec::new(), env: Vec::new() };
         settings
             .flag("--watch-namespace", namespace)
             .flag("--http-addr", "127.0.0.1:0")
@@ -83,10 +80,7 @@ impl Settings {
     /// The command line, and the environment.
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_opentunnel-operator"));
-        command
-            .arg("run")
-            .env_clear()
-            .envs(self.env.iter().map(|(n, v)| (n, v)));
+        command.arg("run").env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
         command.args(self.flags.iter().map(|(name, value)| format!("{name}={value}")));
         command.stdin(Stdio::null());
         command
@@ -105,15 +99,15 @@ impl Operator {
     pub fn spawn(settings: &Settings, log: PathBuf) -> Self {
         let file = File::create(&log).expect("the log can be written");
         let other = file.try_clone().expect("a file can be opened twice");
-        let process = settings
-            .command()
-            .stdout(file)
-            .stderr(other)
-            .spawn()
-            .expect("the operator can be run");
+        let process = settings.command().stdout(file).stderr(other).spawn().expect("the operator can be run");
         let pid = process.id().expect("it was not waited for");
         ControlPlane::get().adopt(pid);
         Self { process, pid, log }
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// What it has logged so far.
@@ -160,10 +154,7 @@ impl Operator {
     /// SIGTERM: returns once it has ended by itself.
     pub async fn terminate(mut self) -> ExitStatus {
         let kill = Command::new("kill").arg(self.pid.to_string()).status().await;
-        assert!(
-            kill.expect("there is a kill").success(),
-            "the operator had ended before"
-        );
+        assert!(kill.expect("there is a kill").success(), "the operator had ended before");
         self.end().await
     }
 
@@ -193,9 +184,6 @@ pub async fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
-    timeout(LIMIT, connection.read_to_string(&mut answer))
-        .await
-        .ok()?
-        .ok()?;
+    timeout(LIMIT, connection.read_to_string(&mut answer)).await.ok()?.ok()?;
     answer.split(' ').nth(1)?.parse().ok()
 }

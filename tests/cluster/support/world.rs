@@ -25,10 +25,7 @@ pub struct World {
 impl World {
     /// A new one.
     pub async fn new() -> Self {
-        let config = Config {
-            quotas: Quotas::none(),
-            ..Config::default()
-        };
+        let config = Config { quotas: Quotas::none(), ..Config::default() };
         let namespace = Namespace::new().await;
         let dir = ControlPlane::get().dir.join(&namespace.name);
         fs::create_dir(&dir).expect("a directory can be made");
@@ -93,17 +90,10 @@ impl Drop for World {
         let logs = self.logs();
         if std::thread::panicking() {
             for (number, log) in logs.iter().enumerate() {
-                eprintln!(
-                    "--- log of operator {number} in {}:\n{}",
-                    self.namespace.name,
-                    log::tail(log)
-                );
+                eprintln!("--- log of operator {number} in {}:\n{}", self.namespace.name, log::tail(log));
             }
         } else {
-            assert!(
-                !logs.iter().any(|log| log::has_token(log)),
-                "there is an access token in a log"
-            );
+            assert!(!logs.iter().any(|log| log::has_token(log)), "there is an access token in a log");
         }
     }
 }
