@@ -7,6 +7,7 @@
 //! (what AWS has). [`telemetry`] is what people and probes see.
 
 pub mod aws;
+pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod crd;

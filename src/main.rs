@@ -8,8 +8,9 @@ use kube::{Api, Client};
 use opentunnel_operator::aws::Aws;
 use opentunnel_operator::config::{Command, Run};
 use opentunnel_operator::controller::act::close_abandoned;
+use opentunnel_operator::controller::context::{Context, Parts};
 use opentunnel_operator::controller::observe::Limits;
-use opentunnel_operator::controller::{self, Context, Parts, Watch};
+use opentunnel_operator::controller::watch::{self, Watch};
 use opentunnel_operator::{crd, telemetry};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -87,13 +88,13 @@ async fn run(flags: Run) -> Result<(), String> {
     });
     let (shared, told) = (ctx.clone(), watches.clone());
     let background = tokio::spawn(async move {
-        let waking = controller::wake(&told, woken);
+        let waking = watch::wake(&told, woken);
         let serving = async {
             join_all(told.iter().map(Watch::synced)).await;
             ready.store(true, Ordering::Relaxed);
             tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
             tokio::time::sleep(GATHER).await;
-            let poll = shared.poller.run(|| controller::watched(&told));
+            let poll = shared.poller.run(|| watch::watched(&told));
             tokio::join!(poll, shared.open.run(), shared.close.run(), shared.rotate.run())
         };
         tokio::join!(waking, serving)

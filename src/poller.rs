@@ -3,11 +3,10 @@
 //! those that look for a tunnel that an earlier attempt may have opened.
 
 use crate::aws::Aws;
-use crate::controller::decide::CLOCK_TOLERANCE;
-use crate::controller::observe::{Found, Heard, Mono, Search};
+use crate::clock::{self, Mono};
 use crate::crd::State;
 use crate::pacer::Key;
-use crate::tunnels::{CallError, CallErrorKind, Owner, Summary, TunnelId, Word};
+use crate::tunnels::{CallError, CallErrorKind, Found, Heard, Owner, Search, Summary, TunnelId, Word};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -287,7 +286,7 @@ impl Poller {
             state.heard.insert(id.clone(), *now);
             // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
             let as_recorded = matches!(now.word, Word::Open { created_at }
-                if created_at.duration_since(*opened_at).abs() <= CLOCK_TOLERANCE);
+                if created_at.duration_since(*opened_at).abs() <= clock::TOLERANCE);
             if !as_recorded {
                 let _ = self.wake.send(key.clone());
             }

@@ -1,6 +1,7 @@
 //! AWS IoT Secure Tunneling in the words that the controller uses: what is asked of it, what it
 //! answers, and how a call can fail.
 
+use crate::clock::Mono;
 use crate::crd::{ClientMode, OWNER_TAG, State};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
@@ -193,6 +194,35 @@ pub struct Page {
     pub summaries: Vec<Summary>,
     /// Where the next page begins.
     pub next_token: Option<String>,
+}
+
+/// A completed search: open tunnels that carry the Tunnel's owner tag.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Search {
+    /// When its listing began.
+    pub started: Mono,
+    /// What it found.
+    pub found: Vec<Found>,
+}
+
+/// A tunnel found by its owner tag.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Which.
+    pub tunnel: TunnelRef,
+    /// Who opened it.
+    pub owner: Owner,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// A word of AWS's, and when the question was asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heard {
+    /// What AWS said.
+    pub word: Word,
+    /// When it was asked.
+    pub asked: Mono,
 }
 
 /// Why a call failed. The text is AWS's own, cut to 1 KiB, without control characters.

@@ -1,22 +1,21 @@
 //! Step 4: carries out one decision, with exactly one effect, and notes what came of it.
 
-use super::decide::{Change, Decision, Need, Wait, failure_reason};
-use super::observe::{
-    Answer, AnswerOf, Failure, Memory, Mono, Now, Rotation, RotationStage, SecretState, secret_state,
-};
+use super::context::{Context, Error, View};
+use super::decide::failure_reason;
+use super::decision::{Change, Decision, Need, Wait};
+use super::observe::{Answer, AnswerOf, Failure, Memory, Rotation, RotationStage};
+use super::secrets;
 use super::status::{self, Note};
 use super::validate::Desired;
-use super::{Context, Error, View};
-use crate::crd::{self, ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Reason, Tunnel};
+use crate::clock::{Mono, Now};
+use crate::crd::{ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Reason, Tunnel};
 use crate::pacer::{Key, Pacer};
-use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Side, Tokens, TunnelId, TunnelRef};
+use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Tokens, TunnelId, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,69 +235,9 @@ impl Act<'_> {
         self.memory.failure = Some(Failure { reason, message, at, retry_at: at + pause, times: times + 1 });
     }
 
-    async fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Error> {
-        let Some(answer) = &self.memory.answer else {
-            return Ok(());
-        };
-        let wanted = &self.desired.secrets[index];
-        let data = secret_data(wanted.mode, &answer.tokens, &answer.tunnel.id, self.ctx.aws.region());
-        let present = self.secrets.as_ref().and_then(|s| s[index].clone());
-        let exists = present.is_some();
-        let mut secret = present.unwrap_or_default();
-        secret.metadata.name = Some(wanted.name.clone());
-        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
-        secret.metadata.managed_fields = None;
-        secret.metadata.owner_references = self.view.tunnel.controller_owner_ref(&()).map(|o| vec![o]);
-        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
-        secret.type_ = Some(crd::SECRET_TYPE.into());
-        secret.string_data = None;
-        secret.data = Some(data);
-        let digest = super::observe::data_digest(&secret);
-        for (name, value) in [
-            (crd::TUNNEL_ID_ANNOTATION, answer.tunnel.id.to_string()),
-            (crd::GENERATION_ANNOTATION, generation.to_string()),
-            (crd::DIGEST_ANNOTATION, digest),
-        ] {
-            secret.annotations_mut().insert(name.into(), value);
-        }
-        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        // An update is conditioned by the resourceVersion that was read, a create by the name being free.
-        let written = if exists {
-            self.ctx.api("update the Secret", api.replace(&wanted.name, &params, &secret)).await
-        } else {
-            self.ctx.api("create the Secret", api.create(&params, &secret)).await
-        };
-        match written {
-            Ok(written) => {
-                if let Some(secrets) = self.secrets {
-                    secrets[index] = Some(written);
-                }
-            }
-            Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    async fn delete_secret(&mut self, index: usize) -> Result<(), Error> {
-        let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
-            return Ok(());
-        };
-        let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let name = self.desired.secrets[index].name.clone();
-        match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
-            Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
-            _ => *self.secrets = None,
-        }
-        Ok(())
-    }
-
     async fn record(&mut self, change: &Change) -> Result<(), Error> {
         let before = self.view.tunnel.status.clone().unwrap_or_default();
-        let states = states(self.secrets.as_deref(), self.desired, None);
+        let states = secrets::states(self.secrets.as_deref(), self.desired, None);
         let after = status::after(&before, change, self.desired, &states, self.memory, self.now);
         if !self.patch("write its status", json!({}), Some(status::patch(&after))).await? {
             return Ok(());
@@ -381,46 +320,6 @@ impl Act<'_> {
             Err(error) => Err(error),
         }
     }
-}
-
-/// The wanted Secrets as states.
-pub fn states(
-    secrets: Option<&[Option<Secret>]>,
-    desired: &Desired,
-    answer: Option<(&Answer, &str)>,
-) -> Vec<SecretState> {
-    let secrets = secrets.into_iter().flatten();
-    let state = |(secret, wanted): (&Option<Secret>, &super::validate::SecretRef)| {
-        let digest = answer.map(|(a, region)| {
-            let data = Some(secret_data(wanted.mode, &a.tokens, &a.tunnel.id, region));
-            super::observe::data_digest(&Secret { data, ..Secret::default() })
-        });
-        secret_state(secret.as_ref(), &desired.key.uid, digest.as_deref())
-    };
-    secrets.zip(&desired.secrets).map(state).collect()
-}
-
-/// The data of a token Secret. The variables that AWS's local proxy reads are there for one side
-/// alone: with both, a Pod's `envFrom` could not say which it is.
-fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -> BTreeMap<String, ByteString> {
-    let source = tokens.source.as_ref().filter(|_| mode.has_source());
-    let destination = tokens.destination.as_ref().filter(|_| mode.has_destination());
-    let mut data = BTreeMap::new();
-    let mut put = |key: &str, value: &str| data.insert(key.to_owned(), ByteString(value.as_bytes().to_vec()));
-    put("tunnelId", &id.0);
-    put("region", region);
-    let mut put_side = |name: &str, side: &Side| {
-        put(&format!("{name}AccessToken"), side.access_token.expose());
-        put(&format!("{name}ClientToken"), side.client_token.expose());
-        if mode != ClientMode::All {
-            put("AWSIOT_TUNNEL_ACCESS_TOKEN", side.access_token.expose());
-            put("AWSIOT_TUNNEL_CLIENT_TOKEN", side.client_token.expose());
-            put("AWSIOT_TUNNEL_REGION", region);
-        }
-    };
-    source.iter().for_each(|side| put_side("source", side));
-    destination.iter().for_each(|side| put_side("destination", side));
-    data
 }
 
 /// Closes tunnels that were opened in vain: for a Tunnel that is gone, or whose attempt was superseded.

@@ -5,160 +5,21 @@
 //! first, who finds a claim searches first, and every write is conditioned by what was read. What
 //! each rule is there for stands beside it; docs/protocol.md tells the whole.
 
-use super::observe::{Answer, AnswerOf, Failure, Found, Limits, Mono, Now, Observed, RotationStage, SecretState};
+use super::decision::{Change, Decision, Lane, Need, Report, Wait};
+use super::observe::{Answer, AnswerOf, Limits, Observed, RotationStage, SecretState};
 use super::validate::{Desired, RecordedTunnel};
-use crate::crd::{ClientMode, DeletionPolicy, Reason, State};
+use crate::clock::{self, Mono, Now};
+use crate::crd::{DeletionPolicy, Reason, State};
 use crate::pacer::Turn;
-use crate::tunnels::{Attempt, CallErrorKind, TunnelId, TunnelRef, Word};
+use crate::tunnels::{CallErrorKind, Found, TunnelRef, Word};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
-/// A claim is acted on within this time of its write, or of a read that shows it unchanged: a
-/// process that was paused must not act on an old one.
-const CLAIM_LIMIT: Duration = Duration::from_secs(5);
-/// A wait is reported only once it has taken longer than this.
-const REPORT_AFTER: Duration = Duration::from_secs(5);
-/// A Secret of somebody else's is looked at again after this time at the latest.
-const CONFLICT_RETRY: Duration = Duration::from_secs(60);
-/// Clocks that differ by less are taken for equal.
-pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
+mod waiting;
+use waiting::until_at_most;
+
 /// Generations beyond this come from nobody's count.
 const MAX_GENERATION: i64 = i64::MAX / 2;
-
-/// The one thing to do next.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
-    /// Nothing for now: the reconcile ends.
-    Wait(Wait),
-    /// Read the Tunnel anew: what is known of it may be old.
-    Read,
-    /// Take a ticket.
-    Queue(Lane),
-    /// Write finalizer and intent: under this attempt, or under a new one.
-    Claim(Option<Attempt>),
-    /// Write the finalizer again, which somebody wiped.
-    RestoreFinalizer,
-    /// Call OpenTunnel.
-    Open,
-    /// Call RotateTunnelAccessToken.
-    Rotate {
-        /// Of this tunnel.
-        tunnel: TunnelId,
-        /// These sides.
-        mode: ClientMode,
-        /// Under this generation.
-        generation: i64,
-    },
-    /// Call CloseTunnel.
-    Close {
-        /// For this tunnel.
-        tunnel: TunnelRef,
-        /// When it was opened.
-        opened_at: Timestamp,
-    },
-    /// Take the owner tag off.
-    Disown(TunnelRef),
-    /// Create or update a Secret with the tokens of the answer.
-    WriteSecret {
-        /// Which of [`Desired::secrets`].
-        index: usize,
-        /// The generation of the tokens.
-        generation: i64,
-    },
-    /// Delete a Secret of this Tunnel's.
-    DeleteSecret {
-        /// Which of [`Desired::secrets`].
-        index: usize,
-    },
-    /// Write the status.
-    Record(Change),
-    /// Take the finalizer off.
-    Release,
-    /// Drop the answer: somebody else has done better.
-    Forget,
-    /// Drop the answer, and have its tunnel closed: nobody wants it any more.
-    Abandon(TunnelRef),
-}
-
-/// How a reconcile ends.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Wait {
-    /// In this queue; tickets for others are given back.
-    pub lane: Option<Lane>,
-    /// Not longer than until then.
-    pub until: Option<Mono>,
-    /// What the poller has to find out meanwhile.
-    pub need: Option<Need>,
-}
-
-/// A question to AWS that the poller asks.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Need {
-    /// Search for the Tunnel's tunnels, with a listing that begins at this time or later.
-    Search(Mono),
-    /// Describe its tunnel now.
-    Describe,
-}
-
-/// A queue for an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// OpenTunnel.
-    Open,
-    /// CloseTunnel.
-    Close,
-    /// RotateTunnelAccessToken.
-    Rotate,
-}
-
-/// What a status write says.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// The tunnel of the answer is open, and its tokens are in the Secrets.
-    Opened {
-        /// Their generation.
-        generation: i64,
-    },
-    /// The tunnel of the answer is open, but a Secret is somebody else's.
-    Kept {
-        /// The generation of the tokens that could not be kept.
-        generation: i64,
-    },
-    /// A found tunnel is taken over; its tokens come by rotation.
-    Adopted {
-        /// Which.
-        found: Found,
-        /// The generation of that rotation.
-        generation: i64,
-    },
-    /// A rotation is claimed.
-    Rotating {
-        /// Its generation.
-        generation: i64,
-    },
-    /// The new tokens are in the Secrets.
-    Rotated,
-    /// The tunnel has ended.
-    Ended {
-        /// Expired or Closed.
-        reason: Reason,
-        /// When.
-        closed_at: Timestamp,
-    },
-    /// AWS opened it at another time than was recorded.
-    OpenedAt(Timestamp),
-    /// Nothing but the reason.
-    Report(Report),
-}
-
-/// What the conditions say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Report {
-    /// Why, in one word.
-    pub reason: Reason,
-    /// Why, for people.
-    pub message: String,
-}
 
 /// What to do next for one Tunnel.
 pub fn decide(desired: &Desired, observed: &Observed, limits: &Limits, now: Now) -> Decision {
@@ -331,7 +192,7 @@ impl Case<'_> {
             return self.end(reason, closed_at);
         }
         if let Some(Word::Open { created_at }) = self.o.heard.map(|h| h.word)
-            && created_at.duration_since(tunnel.opened_at).abs() > CLOCK_TOLERANCE
+            && created_at.duration_since(tunnel.opened_at).abs() > clock::TOLERANCE
         {
             return Decision::Record(Change::OpenedAt(created_at));
         }
@@ -339,10 +200,10 @@ impl Case<'_> {
             && self.o.heard.is_none_or(|h| h.asked < since)
         {
             // The local clock may end Ready where AWS cannot be asked; it never opens anything.
-            if self.o.reads_fail.is_some() && self.now.wall >= later(tunnel.expires_at, CLOCK_TOLERANCE) {
+            if self.o.reads_fail.is_some() && self.now.wall >= later(tunnel.expires_at, clock::TOLERANCE) {
                 return self.end(Reason::Expired, tunnel.expires_at);
             }
-            let until = Some(self.now.mono + CLOCK_TOLERANCE.unsigned_abs());
+            let until = Some(self.now.mono + clock::TOLERANCE.unsigned_abs());
             return Decision::Wait(Wait { need: Some(Need::Describe), until, lane: None });
         }
         if !self.d.record.finalizer {
@@ -514,121 +375,6 @@ impl Case<'_> {
     fn close(&self, tunnel: TunnelRef, opened_at: Timestamp) -> Decision {
         self.in_lane(Lane::Close, self.o.close, || Decision::Close { tunnel, opened_at })
     }
-
-    fn in_lane(&self, lane: Lane, turn: Turn, granted: impl FnOnce() -> Decision) -> Decision {
-        match turn {
-            Turn::None => Decision::Queue(lane),
-            Turn::Granted => granted(),
-            Turn::Waiting => {
-                let report = self.o.memory.deleting.and_then(|since| {
-                    self.after_5s(since, Reason::Closing, "CloseTunnel is queued behind those of other Tunnels")
-                });
-                let until = self.o.memory.deleting.and_then(|since| self.report_at(since));
-                self.wait(report, Wait { lane: Some(lane), until, need: None })
-            }
-        }
-    }
-
-    /// A claim is acted on while it is fresh, else it is read again.
-    fn fresh(&self, decision: Decision) -> Decision {
-        match self.o.read_at {
-            Some(at) if self.now.mono < at + CLAIM_LIMIT => decision,
-            _ => Decision::Read,
-        }
-    }
-
-    /// The generation after `present`, and above whatever stands in the Secrets.
-    fn generation_above(&self, present: i64) -> i64 {
-        let generations = self.o.secrets.iter().filter_map(|s| match s {
-            SecretState::Ours { generation, .. } if *generation < MAX_GENERATION => Some(*generation),
-            _ => None,
-        });
-        generations.fold(present, i64::max).saturating_add(1)
-    }
-
-    /// The last call failed, and it is not time to try again.
-    fn backing_off(&self) -> Option<Decision> {
-        let failure = self.o.memory.failure.as_ref().filter(|f| self.now.mono < f.retry_at)?;
-        let report = Report { reason: failure.reason, message: failure.message.clone() };
-        Some(self.wait(Some(report), Wait { until: Some(failure.retry_at), ..Wait::default() }))
-    }
-
-    /// AWS refused a call on a known tunnel, and has not said since whether the tunnel is open: what a
-    /// rotation or a second close of a closed tunnel answers is not documented.
-    fn refused_unheard(&self) -> Option<&Failure> {
-        let failure = self.o.memory.failure.as_ref().filter(|f| f.reason == Reason::InvalidRequest)?;
-        let unheard = self.o.heard.is_none_or(|h| h.asked < failure.at) && self.o.reads_fail.is_none();
-        (unheard && self.now.mono < failure.retry_at).then_some(failure)
-    }
-
-    fn wait_for_secret(&self) -> Decision {
-        let until = Some(self.now.mono + CONFLICT_RETRY);
-        self.wait(Some(self.conflict()), Wait { until, ..Wait::default() })
-    }
-
-    fn conflict(&self) -> Report {
-        let foreign = self.d.secrets.iter().zip(&self.o.secrets).find(|(_, s)| **s == SecretState::Foreign);
-        let name = foreign.map_or("", |(wanted, _)| &wanted.name);
-        let message = format!(
-            "Secret {name} exists and is not controlled by this Tunnel, so nothing is written to it: delete or rename it, or name another one in spec.secrets"
-        );
-        Report { reason: Reason::SecretConflict, message }
-    }
-
-    fn wait_in_queue(&self) -> Decision {
-        let since = self.o.memory.first_seen;
-        let limited = matches!(self.d.record.reported, Some(Reason::LimitExceeded | Reason::AwsUnavailable));
-        let report = match &self.o.gate {
-            Some(gate) if gate.cause == CallErrorKind::LimitExceeded => self.after_5s(
-                since,
-                Reason::LimitExceeded,
-                &format!(
-                    "AWS refuses OpenTunnel since {:.0}: {}; it is tried again until there is room",
-                    gate.since, gate.message
-                ),
-            ),
-            Some(gate) => self.after_5s(
-                since,
-                Reason::AwsUnavailable,
-                &format!("AWS throttles OpenTunnel since {:.0}: {}", gate.since, gate.message),
-            ),
-            // Said once: a gate that opens and shuts costs no write.
-            None if limited => None,
-            None => self.after_5s(
-                since,
-                Reason::Opening,
-                "OpenTunnel is queued: AWS allows few of them a second for the whole account",
-            ),
-        };
-        self.wait(report, Wait { lane: Some(Lane::Open), until: self.report_at(since), need: None })
-    }
-
-    fn after_5s(&self, since: Mono, reason: Reason, message: &str) -> Option<Report> {
-        (self.now.mono >= since + REPORT_AFTER).then(|| Report { reason, message: message.to_owned() })
-    }
-
-    fn report_at(&self, since: Mono) -> Option<Mono> {
-        Some(since + REPORT_AFTER).filter(|at| self.now.mono < *at)
-    }
-
-    fn reads_fail(&self) -> Option<Report> {
-        let error = self.o.reads_fail.as_ref()?;
-        Some(Report { reason: failure_reason(error.kind), message: error.message.clone() })
-    }
-
-    /// Waits, unless there is something to report that does not stand in the status yet. The message
-    /// alone is no reason to write: it may change with every retry.
-    fn wait(&self, report: Option<Report>, wait: Wait) -> Decision {
-        let record = &self.d.record;
-        let current = |r: &Report| {
-            record.reported == Some(r.reason)
-                && (record.observed_generation == Some(self.d.generation) || self.d.deleted_at.is_some())
-        };
-        match report {
-            Some(report) if !current(&report) => Decision::Record(Change::Report(report)),
-            _ => Decision::Wait(wait),
-        }
-    }
 }
 
 /// The reason that a failed call gives.
@@ -639,15 +385,6 @@ pub fn failure_reason(kind: CallErrorKind) -> Reason {
         CallErrorKind::LimitExceeded | CallErrorKind::Throttled | CallErrorKind::Unreachable | CallErrorKind::Doubt => {
             Reason::AwsUnavailable
         }
-    }
-}
-
-fn until_at_most(decision: Decision, limit: Mono) -> Decision {
-    match decision {
-        Decision::Wait(wait) => {
-            Decision::Wait(Wait { until: Some(wait.until.map_or(limit, |until| until.min(limit))), ..wait })
-        }
-        other => other,
     }
 }
 

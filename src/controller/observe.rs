@@ -2,36 +2,16 @@
 //! is read is the Tunnel's Secrets; the rest is what this process remembers and shares.
 
 use super::validate::{Desired, Record};
+use crate::clock::{Mono, Now};
 use crate::crd::{self, Reason, Tunnel};
 use crate::pacer::{Gate, Turn};
-use crate::tunnels::{Attempt, CallError, Owner, Tokens, TunnelId, TunnelRef, Word};
+use crate::tunnels::{Attempt, CallError, Heard, Search, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::time::Duration;
-
-/// Monotonic time since the process started. Waits that safety depends on are measured by it: a
-/// clock that is set, or is wrong, cannot shorten them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mono(pub Duration);
-
-impl std::ops::Add<Duration> for Mono {
-    type Output = Self;
-    fn add(self, rhs: Duration) -> Self {
-        Self(self.0 + rhs)
-    }
-}
-
-/// The moment of a decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// By the local clock.
-    pub wall: Timestamp,
-    /// By the process's own.
-    pub mono: Mono,
-}
 
 /// The operator's settings that decisions depend on.
 #[derive(Clone, Copy, Debug)]
@@ -88,35 +68,6 @@ pub enum SecretState {
         /// It holds the tokens of the answer in [`Memory::answer`].
         holds_answer: bool,
     },
-}
-
-/// A completed search: open tunnels that carry the Tunnel's owner tag.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Search {
-    /// When its listing began.
-    pub started: Mono,
-    /// What it found.
-    pub found: Vec<Found>,
-}
-
-/// A tunnel found by its owner tag.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Found {
-    /// Which.
-    pub tunnel: TunnelRef,
-    /// Who opened it.
-    pub owner: Owner,
-    /// When.
-    pub created_at: Timestamp,
-}
-
-/// A word of AWS's, and when the question was asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Heard {
-    /// What AWS said.
-    pub word: Word,
-    /// When it was asked.
-    pub asked: Mono,
 }
 
 /// What this process remembers of one Tunnel (by UID). All of it may be lost at any moment.

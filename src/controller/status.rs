@@ -1,8 +1,9 @@
 //! Step 5, pure: what the status says after a change, and the event that tells of it.
 
-use super::decide::{Change, Report};
-use super::observe::{Memory, Now, SecretState, tokens_digest};
+use super::decision::{Change, Report};
+use super::observe::{Memory, SecretState, tokens_digest};
 use super::validate::Desired;
+use crate::clock::Now;
 use crate::crd::{Condition, Reason, State, TunnelStatus};
 use crate::tunnels::TunnelRef;
 use jiff::{Timestamp, Unit};

@@ -1,10 +1,12 @@
 //! Every state that a crash, a lost answer, a rival or a user can leave behind, and what follows.
 
-use super::super::observe::{Heard, Memory, Rotation, Search, tokens_digest};
+use super::super::decision::*;
+use super::super::observe::{Failure, Memory, Rotation, tokens_digest};
 use super::super::validate::{Record, SecretRef};
 use super::*;
+use crate::crd::ClientMode;
 use crate::pacer::{Gate, Key};
-use crate::tunnels::{CallError, OpenRequest, Owner, Tokens};
+use crate::tunnels::{Attempt, CallError, Heard, OpenRequest, Owner, Search, Tokens, TunnelId};
 
 /// The process is 1000 s old; the Tunnel was created at wall second 10 000, an hour before now.
 const MONO: u64 = 1000;

@@ -1,0 +1,214 @@
+//! What all reconciles share, and the requests to the API server that need nothing else.
+
+use super::decision::Lane;
+use super::observe::{Limits, Memory};
+use super::status::Note;
+use super::validate;
+use crate::aws::Aws;
+use crate::clock::{Mono, Now};
+use crate::crd::{MANAGER, Tunnel};
+use crate::pacer::{Key, Pacer};
+use crate::poller::Poller;
+use crate::tunnels::TunnelRef;
+use jiff::Timestamp;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::{Api, Client, Resource, ResourceExt};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// The limit of one request to the API server.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all reconciles share.
+pub struct Context {
+    /// The API server. Its requests are not repeated by the client: a write whose answer was lost
+    /// must be judged, not sent again.
+    pub client: Client,
+    /// The gateway.
+    pub aws: Aws,
+    /// The cluster's ID, in every owner tag.
+    pub cluster: String,
+    /// Settings.
+    pub limits: Limits,
+    /// The pacer of OpenTunnel.
+    pub open: Arc<Pacer>,
+    /// The pacer of CloseTunnel.
+    pub close: Arc<Pacer>,
+    /// The pacer of RotateTunnelAccessToken.
+    pub rotate: Arc<Pacer>,
+    /// The one who asks AWS what there is.
+    pub poller: Arc<Poller>,
+    /// Tunnels that were opened in vain go there to be closed.
+    pub abandoned: mpsc::UnboundedSender<(Key, TunnelRef)>,
+    /// Where [`Mono`] counts from.
+    pub start: Instant,
+    /// Nothing new is begun any more.
+    pub stopping: AtomicBool,
+    memories: Mutex<HashMap<Key, Memory>>,
+}
+
+/// A failed reconcile. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused, or did not answer.
+    #[error("cannot {what}: {source}")]
+    Api {
+        /// What was tried.
+        what: &'static str,
+        /// Its words.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server did not answer in time.
+    #[error("cannot {0}: the API server did not answer within {API_TIMEOUT:?}")]
+    Timeout(&'static str),
+    /// The object cannot be read.
+    #[error(transparent)]
+    Incomplete(#[from] validate::Incomplete),
+    /// A bug.
+    #[error("no end after {0} steps, the last one {1}: please report this as a bug")]
+    Endless(usize, String),
+}
+
+impl Error {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source: kube::Error::Api(status), .. } => Some(status.code),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_conflict(&self) -> bool {
+        self.code() == Some(409)
+    }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+}
+
+/// The Tunnel as this reconcile sees it.
+pub struct View {
+    pub(super) tunnel: Arc<Tunnel>,
+    /// When it was last read or written here; `None`: as the watch had it.
+    pub(super) read_at: Option<Mono>,
+    pub(super) gone: bool,
+}
+
+/// The parts of a [`Context`] that the caller makes.
+pub struct Parts {
+    /// See [`Context::client`].
+    pub client: Client,
+    /// See [`Context::aws`].
+    pub aws: Aws,
+    /// See [`Context::cluster`].
+    pub cluster: String,
+    /// See [`Context::limits`].
+    pub limits: Limits,
+    /// OpenTunnel calls per second.
+    pub open_rate: f64,
+    /// CloseTunnel calls per second.
+    pub close_rate: f64,
+    /// Between two rounds of ListTunnels.
+    pub poll_interval: Duration,
+}
+
+/// AWS's quota for RotateTunnelAccessToken (Service Quotas: 10 a second).
+const ROTATE_RATE: f64 = 10.0;
+
+impl Context {
+    /// A context, the keys of Tunnels that are to be woken, and tunnels to be closed.
+    pub fn new(parts: Parts) -> (Arc<Self>, mpsc::UnboundedReceiver<Key>, mpsc::UnboundedReceiver<(Key, TunnelRef)>) {
+        let start = Instant::now();
+        let (wake, woken) = mpsc::unbounded_channel();
+        let (abandoned, to_close) = mpsc::unbounded_channel();
+        let pacer = |rate| Arc::new(Pacer::new(rate, wake.clone()));
+        let poller = Poller::new(parts.aws.clone(), parts.cluster.clone(), parts.poll_interval, start, wake.clone());
+        let context = Self {
+            open: pacer(parts.open_rate),
+            close: pacer(parts.close_rate),
+            rotate: pacer(ROTATE_RATE),
+            poller: Arc::new(poller),
+            client: parts.client,
+            aws: parts.aws,
+            cluster: parts.cluster,
+            limits: parts.limits,
+            abandoned,
+            start,
+            stopping: AtomicBool::new(false),
+            memories: Mutex::default(),
+        };
+        (Arc::new(context), woken, to_close)
+    }
+
+    pub(super) fn mono(&self) -> Mono {
+        Mono(self.start.elapsed())
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { wall: Timestamp::now(), mono: self.mono() }
+    }
+
+    pub(super) fn lane(&self, lane: Lane) -> &Pacer {
+        match lane {
+            Lane::Open => &self.open,
+            Lane::Close => &self.close,
+            Lane::Rotate => &self.rotate,
+        }
+    }
+
+    /// Gives tickets back, but for one lane.
+    pub(super) fn give_back(&self, key: &Key, keep: Option<Lane>) {
+        for lane in [Lane::Open, Lane::Close, Lane::Rotate] {
+            if keep != Some(lane) {
+                self.lane(lane).give_back(key);
+            }
+        }
+    }
+
+    pub(super) fn memories(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request to the API server, with a time limit.
+    pub(super) async fn api<T>(
+        &self,
+        what: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let answer = tokio::time::timeout(API_TIMEOUT, request).await.map_err(|_| Error::Timeout(what))?;
+        answer.map_err(|source| Error::Api { what, source })
+    }
+
+    /// Publishes an event. It is told once and may be lost: nothing depends on it. (kube's Recorder
+    /// repeats the note of an earlier event, and fails for names of more than 236 characters.)
+    pub(super) async fn event(&self, tunnel: &Tunnel, note: Note) {
+        let mut text = note.note;
+        text.truncate(text.floor_char_boundary(1024)); // events.k8s.io/v1: at most 1 kB
+        let event = Event {
+            metadata: ObjectMeta {
+                generate_name: Some("tunnel-".into()),
+                namespace: tunnel.namespace(),
+                ..ObjectMeta::default()
+            },
+            action: Some(note.reason.clone()),
+            reason: Some(note.reason),
+            note: Some(text),
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            regarding: Some(tunnel.object_ref(&())),
+            reporting_controller: Some(MANAGER.into()),
+            reporting_instance: Some(MANAGER.into()),
+            ..Event::default()
+        };
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &tunnel.namespace().unwrap_or_default());
+        if let Err(error) = self.api("publish an event", api.create(&Default::default(), &event)).await {
+            tracing::debug!(%error, "an event was lost");
+        }
+    }
+}

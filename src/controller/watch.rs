@@ -1,0 +1,136 @@
+//! The watches: what they show, and whom they wake.
+
+use super::context::Context;
+use super::observe::Memory;
+use super::{error_policy, traced, validate};
+use crate::crd::{State, Tunnel};
+use crate::pacer::Key;
+use crate::poller::Watched;
+use futures::{Stream, StreamExt};
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt};
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// A watch that the API server does not end by then is taken for dead (5 s later).
+const WATCH_SECONDS: u32 = 240;
+
+/// Notes what the watch shows before a reconcile sees it. A Tunnel that comes by a live event, and was
+/// not there before, was created just now: a list cannot tell.
+fn note_event(ctx: &Context, store: &Store<Tunnel>, event: &watcher::Event<Tunnel>) {
+    match event {
+        watcher::Event::Apply(tunnel) | watcher::Event::InitApply(tunnel) => {
+            let live = matches!(event, watcher::Event::Apply(_));
+            let known = store.get(&ObjectRef::from_obj(tunnel)).is_some_and(|t| t.uid() == tunnel.uid());
+            let Ok(desired) = validate::validate(tunnel) else {
+                return;
+            };
+            let untouched =
+                !desired.record.finalizer && desired.record.claim.is_none() && desired.record.tunnel.is_none();
+            let now = ctx.mono();
+            if !known {
+                ctx.memories().entry(desired.key).or_insert_with(|| Memory::new(live && untouched, now));
+            }
+        }
+        watcher::Event::Delete(tunnel) => {
+            if let Ok(desired) = validate::validate(tunnel) {
+                ctx.memories().remove(&desired.key);
+                ctx.give_back(&desired.key, None);
+                ctx.poller.forget(&desired.key);
+            }
+        }
+        watcher::Event::Init | watcher::Event::InitDone => {}
+    }
+}
+
+/// A namespace (or all of them) that is watched.
+pub struct Watch {
+    store: Store<Tunnel>,
+    wake: mpsc::UnboundedSender<ObjectRef<Tunnel>>,
+    namespace: Option<String>,
+    synced: watch::Receiver<bool>,
+}
+
+impl Watch {
+    /// Watches and reconciles until `stop`; the future ends when the last reconcile has.
+    pub fn start(
+        ctx: &Arc<Context>,
+        namespace: Option<String>,
+        stop: impl Future<Output = ()> + Send + Sync + 'static,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let api: Api<Tunnel> = match &namespace {
+            Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
+            None => Api::all(ctx.client.clone()),
+        };
+        let (store, writer) = reflector::store();
+        let (wake, woken) = mpsc::unbounded_channel();
+        let (noting, noted) = (ctx.clone(), store.clone());
+        let (listed, synced) = watch::channel(false);
+        let config = watcher::Config::default().timeout(WATCH_SECONDS);
+        let stream = watcher(api, config)
+            .default_backoff()
+            .modify(|tunnel| tunnel.managed_fields_mut().clear())
+            .inspect(move |event| match event {
+                Ok(event) => note_event(&noting, &noted, event),
+                Err(error) => tracing::warn!(%error, "the watch of Tunnels failed; trying again"),
+            })
+            .reflect(writer)
+            .inspect(move |event| {
+                if matches!(event, Ok(watcher::Event::InitDone)) {
+                    listed.send_replace(true);
+                }
+            })
+            .applied_objects();
+        let run = Controller::for_stream(stream, store.clone())
+            .reconcile_on(unfold(woken))
+            .graceful_shutdown_on(stop)
+            .run(traced, error_policy, ctx.clone())
+            .for_each(|_| std::future::ready(()));
+        (Self { store, wake, namespace, synced }, run)
+    }
+
+    /// Waits until the watch is synced. (The store's own `wait_until_ready` wakes only the last of
+    /// those who wait, and the Controller waits too.)
+    pub async fn synced(&self) {
+        let _ = self.synced.clone().wait_for(|synced| *synced).await;
+    }
+
+    /// Whether it watches a namespace.
+    fn covers(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|n| n == namespace)
+    }
+
+    fn watched(&self) -> Vec<Watched> {
+        let watched = |tunnel: &Arc<Tunnel>| {
+            let desired = validate::validate(tunnel).ok()?;
+            let recorded = desired.record.tunnel.filter(|t| t.state == State::Open)?;
+            Some(Watched { key: desired.key, id: recorded.tunnel.id, opened_at: recorded.opened_at })
+        };
+        self.store.state().iter().filter_map(watched).collect()
+    }
+}
+
+/// The tunnels that all watches think open.
+pub fn watched(watches: &[Watch]) -> Vec<Watched> {
+    watches.iter().flat_map(Watch::watched).collect()
+}
+
+/// Hands the keys of those to be woken to their watches.
+pub async fn wake(watches: &[Watch], mut woken: mpsc::UnboundedReceiver<Key>) {
+    while let Some(key) = woken.recv().await {
+        for watch in watches.iter().filter(|w| w.covers(&key.namespace)) {
+            // One that is gone (or was made again under the same name) is not reconciled for the old one.
+            let tunnel = ObjectRef::new(&key.name).within(&key.namespace);
+            if watch.store.get(&tunnel).is_some_and(|t| t.uid().as_ref() == Some(&key.uid)) {
+                let _ = watch.wake.send(tunnel);
+            }
+        }
+    }
+}
+
+fn unfold<T: Send + 'static>(receiver: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    futures::stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|item| (item, receiver)) })
+}
