@@ -25,7 +25,7 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 
 test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
 	$(step) "cargo test"
-	@cargo test --workspace
+	@cargo test --workspace --no-fail-fast
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"

@@ -5,7 +5,7 @@ pub mod context;
 pub mod decide;
 pub mod decision;
 pub mod observe;
-mod secrets;
+pub mod secrets;
 pub mod status;
 pub mod validate;
 pub mod watch;

@@ -1,5 +1,7 @@
 //! Step 4: carries out one decision, with exactly one effect, and notes what came of it.
 
+mod secret;
+
 use super::context::{Context, Error, View};
 use super::decide::failure_reason;
 use super::decision::{Change, Decision, Need, Wait};

@@ -7,6 +7,7 @@
 
 use super::decision::{Change, Decision, Lane, Need, Report, Wait};
 use super::observe::{Answer, AnswerOf, Limits, Observed, RotationStage, SecretState};
+use super::secrets;
 use super::validate::{Desired, RecordedTunnel};
 use crate::clock::{self, Mono, Now};
 use crate::crd::{DeletionPolicy, Reason, State};
@@ -255,7 +256,7 @@ impl Case<'_> {
         }
         // A Rotate of ours that ended late may have revoked the tokens that were made after it.
         let late = self.o.memory.late_rotation.is_some_and(|g| g < self.d.record.token_generation);
-        if late || !self.d.record.is_kept_by(self.d, &self.o.secrets) {
+        if late || !secrets::are_kept(self.d, &self.o.secrets) {
             return self.claim_rotation();
         }
         let until = self.o.memory.expired.is_none().then(|| {

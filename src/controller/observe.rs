@@ -1,16 +1,12 @@
 //! Step 2: everything that a decision depends on besides the Tunnel itself, as plain values. What
 //! is read is the Tunnel's Secrets; the rest is what this process remembers and shares.
 
-use super::validate::{Desired, Record};
+use super::validate::Desired;
 use crate::clock::{Mono, Now};
-use crate::crd::{self, Reason, Tunnel};
+use crate::crd::{Reason, Tunnel};
 use crate::pacer::{Gate, Turn};
 use crate::tunnels::{Attempt, CallError, Heard, Search, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Resource, ResourceExt};
-use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::time::Duration;
 
 /// The operator's settings that decisions depend on.
@@ -203,69 +199,5 @@ impl Memory {
         if self.rotation.is_some_and(|own| own.generation != record.token_generation) {
             self.rotation = None;
         }
-    }
-}
-
-/// What a Secret of a wanted name is to the Tunnel with `uid`.
-pub fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>) -> SecretState {
-    let Some(secret) = secret else {
-        return SecretState::Missing;
-    };
-    let controlled =
-        secret.meta().owner_references.iter().flatten().any(|o| o.uid == uid && o.controller == Some(true));
-    if !controlled {
-        return SecretState::Foreign;
-    }
-    let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
-    let digest = data_digest(secret);
-    SecretState::Ours {
-        generation: generation.unwrap_or(0),
-        sound: secret.immutable != Some(true)
-            && secret.type_.as_deref() == Some(crd::SECRET_TYPE)
-            && secret.meta().deletion_timestamp.is_none(),
-        holds_answer: answer_digest == Some(digest.as_str()),
-        digest,
-    }
-}
-
-/// SHA-256 over a Secret's keys and values, each with its length, so that no two data are alike.
-pub fn data_digest(secret: &Secret) -> String {
-    let mut hash = Sha256::new();
-    for (key, value) in secret.data.iter().flatten() {
-        for part in [key.as_bytes(), &value.0] {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-    }
-    hex(&hash.finalize())
-}
-
-/// SHA-256 over the names and digests of all the Tunnel's Secrets: `status.tokensDigest`. `None`
-/// unless all are this Tunnel's.
-pub fn tokens_digest(desired: &Desired, secrets: &[SecretState]) -> Option<String> {
-    let mut hash = Sha256::new();
-    for (wanted, state) in desired.secrets.iter().zip(secrets) {
-        let SecretState::Ours { digest, .. } = state else {
-            return None;
-        };
-        hash.update(format!("{}={digest}\n", wanted.name));
-    }
-    Some(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-impl Record {
-    /// Whether the Secrets hold what was written into them for this record.
-    pub fn is_kept_by(&self, desired: &Desired, secrets: &[SecretState]) -> bool {
-        let sound = secrets.iter().all(
-            |s| matches!(s, SecretState::Ours { generation, sound: true, .. } if *generation == self.token_generation),
-        );
-        sound && self.tokens_digest.is_some() && self.tokens_digest == tokens_digest(desired, secrets)
     }
 }

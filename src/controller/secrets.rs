@@ -1,78 +1,15 @@
-//! The token Secrets: what is in them, and the writes of step 4.
+//! The token Secrets, pure: what is in them, and what one that exists is to a Tunnel.
 
-use super::act::Act;
-use super::context::Error;
-use super::observe::{Answer, SecretState, data_digest, secret_state};
+use super::observe::{Answer, SecretState};
 use super::validate::{Desired, SecretRef};
-use crate::crd::{self, ClientMode, MANAGER};
+use crate::crd::{self, ClientMode};
 use crate::tunnels::{Side, Tokens, TunnelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-
-impl Act<'_> {
-    pub(super) async fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Error> {
-        let Some(answer) = &self.memory.answer else {
-            return Ok(());
-        };
-        let wanted = &self.desired.secrets[index];
-        let data = secret_data(wanted.mode, &answer.tokens, &answer.tunnel.id, self.ctx.aws.region());
-        let present = self.secrets.as_ref().and_then(|s| s[index].clone());
-        let exists = present.is_some();
-        let mut secret = present.unwrap_or_default();
-        secret.metadata.name = Some(wanted.name.clone());
-        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
-        secret.metadata.managed_fields = None;
-        secret.metadata.owner_references = self.view.tunnel.controller_owner_ref(&()).map(|o| vec![o]);
-        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
-        secret.type_ = Some(crd::SECRET_TYPE.into());
-        secret.string_data = None;
-        secret.data = Some(data);
-        let digest = data_digest(&secret);
-        for (name, value) in [
-            (crd::TUNNEL_ID_ANNOTATION, answer.tunnel.id.to_string()),
-            (crd::GENERATION_ANNOTATION, generation.to_string()),
-            (crd::DIGEST_ANNOTATION, digest),
-        ] {
-            secret.annotations_mut().insert(name.into(), value);
-        }
-        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        // An update is conditioned by the resourceVersion that was read, a create by the name being free.
-        let written = if exists {
-            self.ctx.api("update the Secret", api.replace(&wanted.name, &params, &secret)).await
-        } else {
-            self.ctx.api("create the Secret", api.create(&params, &secret)).await
-        };
-        match written {
-            Ok(written) => {
-                if let Some(secrets) = self.secrets {
-                    secrets[index] = Some(written);
-                }
-            }
-            Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    pub(super) async fn delete_secret(&mut self, index: usize) -> Result<(), Error> {
-        let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
-            return Ok(());
-        };
-        let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let name = self.desired.secrets[index].name.clone();
-        match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
-            Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
-            _ => *self.secrets = None,
-        }
-        Ok(())
-    }
-}
+use std::fmt::Write;
 
 /// The wanted Secrets as states.
 pub fn states(
@@ -93,7 +30,7 @@ pub fn states(
 
 /// The data of a token Secret. The variables that AWS's local proxy reads are there for one side
 /// alone: with both, a Pod's `envFrom` could not say which it is.
-fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -> BTreeMap<String, ByteString> {
+pub fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -> BTreeMap<String, ByteString> {
     let source = tokens.source.as_ref().filter(|_| mode.has_source());
     let destination = tokens.destination.as_ref().filter(|_| mode.has_destination());
     let mut data = BTreeMap::new();
@@ -112,4 +49,67 @@ fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &str) -
     source.iter().for_each(|side| put_side("source", side));
     destination.iter().for_each(|side| put_side("destination", side));
     data
+}
+
+/// What a Secret of a wanted name is to the Tunnel with `uid`.
+fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>) -> SecretState {
+    let Some(secret) = secret else {
+        return SecretState::Missing;
+    };
+    let controlled =
+        secret.meta().owner_references.iter().flatten().any(|o| o.uid == uid && o.controller == Some(true));
+    if !controlled {
+        return SecretState::Foreign;
+    }
+    let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
+    let digest = data_digest(secret);
+    SecretState::Ours {
+        generation: generation.unwrap_or(0),
+        sound: secret.immutable != Some(true)
+            && secret.type_.as_deref() == Some(crd::SECRET_TYPE)
+            && secret.meta().deletion_timestamp.is_none(),
+        holds_answer: answer_digest == Some(digest.as_str()),
+        digest,
+    }
+}
+
+/// SHA-256 over a Secret's keys and values, each with its length, so that no two data are alike.
+pub fn data_digest(secret: &Secret) -> String {
+    let mut hash = Sha256::new();
+    for (key, value) in secret.data.iter().flatten() {
+        for part in [key.as_bytes(), &value.0] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// SHA-256 over the names and digests of all the Tunnel's Secrets: `status.tokensDigest`. `None`
+/// unless all are this Tunnel's.
+pub fn tokens_digest(desired: &Desired, secrets: &[SecretState]) -> Option<String> {
+    let mut hash = Sha256::new();
+    for (wanted, state) in desired.secrets.iter().zip(secrets) {
+        let SecretState::Ours { digest, .. } = state else {
+            return None;
+        };
+        hash.update(format!("{}={digest}\n", wanted.name));
+    }
+    Some(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Whether the Secrets hold what was written into them for what is recorded.
+pub fn are_kept(desired: &Desired, secrets: &[SecretState]) -> bool {
+    let record = &desired.record;
+    let sound = secrets.iter().all(
+        |s| matches!(s, SecretState::Ours { generation, sound: true, .. } if *generation == record.token_generation),
+    );
+    sound && record.tokens_digest.is_some() && record.tokens_digest == tokens_digest(desired, secrets)
 }

@@ -1,7 +1,8 @@
 //! Step 5, pure: what the status says after a change, and the event that tells of it.
 
 use super::decision::{Change, Report};
-use super::observe::{Memory, SecretState, tokens_digest};
+use super::observe::{Memory, SecretState};
+use super::secrets::tokens_digest;
 use super::validate::Desired;
 use crate::clock::Now;
 use crate::crd::{Condition, Reason, State, TunnelStatus};

@@ -1,7 +1,8 @@
 //! Every state that a crash, a lost answer, a rival or a user can leave behind, and what follows.
 
 use super::super::decision::*;
-use super::super::observe::{Failure, Memory, Rotation, tokens_digest};
+use super::super::observe::{Failure, Memory, Rotation};
+use super::super::secrets::tokens_digest;
 use super::super::validate::{Record, SecretRef};
 use super::*;
 use crate::crd::ClientMode;

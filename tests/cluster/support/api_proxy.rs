@@ -247,3 +247,45 @@ async fn held(reached: oneshot::Sender<()>, go: oneshot::Receiver<()>) {
         cut();
     }
 }
+
+#[tokio::test]
+async fn a_request_through_the_proxy_is_held_lost_or_answered_as_the_test_says() {
+    use k8s_openapi::api::core::v1::Secret;
+    use kube::Api;
+    use kube::api::PostParams;
+
+    let world = super::World::new().await;
+    let proxy = world.api_proxy().await;
+    let secrets: Api<Secret> = Api::namespaced(client(proxy.kubeconfig()).await, &world.name);
+    let secret =
+        |name: &str| -> Secret { serde_json::from_value(json!({"metadata": {"name": name}})).expect("a Secret") };
+    let create = async |name: &str| secrets.create(&PostParams::default(), &secret(name)).await;
+    let exists = async |name: &str| world.secret_data(name).await.is_some();
+
+    let creates = |request: &Request| request.is_secret_write();
+    let mut held = proxy.hold(Point::BeforeForward, creates);
+    let (created, ()) = tokio::join!(create("cut"), async {
+        held.reached().await;
+        held.cut();
+    });
+    assert!(created.is_err() && !exists("cut").await, "a request that is cut is never made");
+
+    let mut held = proxy.hold(Point::AfterCommit, creates);
+    let (created, ()) = tokio::join!(create("passed"), async {
+        held.reached().await;
+        assert!(exists("passed").await, "it is carried out when it is reached");
+        held.pass();
+    });
+    assert!(created.is_ok());
+
+    proxy.lose_answer(creates);
+    assert!(create("lost").await.is_err() && exists("lost").await, "it is carried out, and not answered");
+
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    proxy.answer(unavailable, failure(unavailable, "later"), creates);
+    let refused = create("refused").await;
+    assert!(matches!(refused, Err(kube::Error::Api(status)) if status.code == 503 && status.message == "later"));
+    proxy.answer_no_more();
+    assert!(!exists("refused").await && create("refused").await.is_ok());
+    assert_eq!(proxy.count(creates), 5);
+}

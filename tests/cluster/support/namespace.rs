@@ -16,9 +16,10 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// A namespace with a name that nothing else has. Dropping it deletes it.
 pub struct Namespace {
@@ -151,6 +152,19 @@ impl Namespace {
         events.sort_by_key(|e| e.event_time.clone().map(|time| time.0));
         let text = |e: Event| format!("{} {}", e.type_.unwrap_or_default(), e.reason.unwrap_or_default());
         events.into_iter().map(text).collect()
+    }
+
+    /// Returns once the Tunnel has this Event, as `Normal Opened`: it comes after the status.
+    pub async fn wait_event(&self, name: &str, event: &str) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let events = self.events(name).await;
+            if events.iter().any(|e| e == event) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no Event {event} of {name}, but {events:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// The operator's writes in this namespace, from the audit log.

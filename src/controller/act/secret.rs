@@ -1,0 +1,71 @@
+//! The writes of token Secrets: each conditioned by what was read.
+
+use super::Act;
+use crate::controller::context::Error;
+use crate::controller::secrets::{data_digest, secret_data};
+use crate::crd::{self, MANAGER};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::{Resource, ResourceExt};
+
+impl Act<'_> {
+    pub(super) async fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Error> {
+        let Some(answer) = &self.memory.answer else {
+            return Ok(());
+        };
+        let wanted = &self.desired.secrets[index];
+        let data = secret_data(wanted.mode, &answer.tokens, &answer.tunnel.id, self.ctx.aws.region());
+        let present = self.secrets.as_ref().and_then(|s| s[index].clone());
+        let exists = present.is_some();
+        let mut secret = present.unwrap_or_default();
+        secret.metadata.name = Some(wanted.name.clone());
+        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
+        secret.metadata.managed_fields = None;
+        secret.metadata.owner_references = self.view.tunnel.controller_owner_ref(&()).map(|o| vec![o]);
+        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
+        secret.type_ = Some(crd::SECRET_TYPE.into());
+        secret.string_data = None;
+        secret.data = Some(data);
+        let digest = data_digest(&secret);
+        for (name, value) in [
+            (crd::TUNNEL_ID_ANNOTATION, answer.tunnel.id.to_string()),
+            (crd::GENERATION_ANNOTATION, generation.to_string()),
+            (crd::DIGEST_ANNOTATION, digest),
+        ] {
+            secret.annotations_mut().insert(name.into(), value);
+        }
+        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        // An update is conditioned by the resourceVersion that was read, a create by the name being free.
+        let written = if exists {
+            self.ctx.api("update the Secret", api.replace(&wanted.name, &params, &secret)).await
+        } else {
+            self.ctx.api("create the Secret", api.create(&params, &secret)).await
+        };
+        match written {
+            Ok(written) => {
+                if let Some(secrets) = self.secrets {
+                    secrets[index] = Some(written);
+                }
+            }
+            Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn delete_secret(&mut self, index: usize) -> Result<(), Error> {
+        let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
+            return Ok(());
+        };
+        let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
+        let name = self.desired.secrets[index].name.clone();
+        match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
+            Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
+            _ => *self.secrets = None,
+        }
+        Ok(())
+    }
+}
