@@ -5,8 +5,8 @@
 
 use crate::crd::{ClientMode, OWNER_TAG, State};
 use crate::tunnels::{
-    CallError, CallErrorKind, Description, DestinationConfig, OpenRequest, Owner, Page, Summary, Tokens, TunnelId,
-    TunnelRef, Word, owner_of, sides,
+    CallError, CallErrorKind, Description, DestinationConfig, Home, OpenRequest, Owner, Page, Summary, Tokens,
+    TunnelId, TunnelRef, Word, owner_of, sides,
 };
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -17,6 +17,7 @@ use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
 use jiff::Timestamp;
 use std::error::Error;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Bytes of AWS's words that are kept: they go into conditions and events, whose notes hold 1 KiB.
@@ -27,6 +28,8 @@ const MESSAGE_LIMIT: usize = 1024;
 pub struct Aws {
     client: sdk::Client,
     region: String,
+    /// The account, once AWS has told an ARN.
+    account: Arc<OnceLock<String>>,
 }
 
 /// Why the gateway cannot start.
@@ -60,12 +63,30 @@ impl Aws {
         let credentials =
             config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
         credentials.provide_credentials().await.map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
-        Ok(Self { client: sdk::Client::new(&config), region })
+        Ok(Self { client: sdk::Client::new(&config), region, account: Arc::default() })
     }
 
     /// The region that is served.
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    /// Whether a tunnel of this ARN (`arn:aws:iot:REGION:ACCOUNT:tunnel/ID`) is in this account and region.
+    pub fn home(&self, arn: &str) -> Home {
+        let parts: Vec<_> = arn.split(':').collect();
+        let [_, _, _, region, account, ..] = parts.as_slice() else { return Home::Unknown };
+        match self.account.get() {
+            _ if *region != self.region => Home::Elsewhere,
+            Some(own) if own != account => Home::Elsewhere,
+            Some(_) => Home::Here,
+            None => Home::Unknown,
+        }
+    }
+
+    fn learn_account(&self, arn: &str) {
+        if let Some(account) = arn.split(':').nth(4) {
+            self.account.get_or_init(|| account.to_owned());
+        }
     }
 
     /// OpenTunnel. Costs money, and cannot be repeated safely.
@@ -91,7 +112,10 @@ impl Aws {
             .map_err(classify)?;
         let tokens = sides(ClientMode::All, out.source_access_token, out.destination_access_token);
         match (out.tunnel_id, out.tunnel_arn, tokens) {
-            (Some(id), Some(arn), Some(tokens)) => Ok((TunnelRef { id: TunnelId(id), arn }, tokens)),
+            (Some(id), Some(arn), Some(tokens)) => {
+                self.learn_account(&arn);
+                Ok((TunnelRef { id: TunnelId(id), arn }, tokens))
+            }
             _ => Err(unreadable("OpenTunnel")),
         }
     }
@@ -146,24 +170,24 @@ impl Aws {
         Ok(Description { word, owner })
     }
 
-    /// ListTunnels: the next page of up to 100, newest first. Entries that lack a field are left out.
+    /// ListTunnels: the next page of up to 100, newest first.
     pub async fn list(&self, next_token: Option<String>) -> Result<Page, CallError> {
         let out =
             self.client.list_tunnels().max_results(100).set_next_token(next_token).send().await.map_err(classify)?;
-        let summaries = out
-            .tunnel_summaries
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|s| {
-                let created_at = time(s.created_at)?;
-                Some(Summary {
-                    tunnel: TunnelRef { id: TunnelId(s.tunnel_id?), arn: s.tunnel_arn? },
-                    state: state(s.status.as_ref())?,
-                    created_at,
-                    last_updated_at: time(s.last_updated_at).unwrap_or(created_at),
-                })
+        let summaries = out.tunnel_summaries.unwrap_or_default().into_iter().map(|s| {
+            let created_at = time(s.created_at)?;
+            Some(Summary {
+                tunnel: TunnelRef { id: TunnelId(s.tunnel_id?), arn: s.tunnel_arn? },
+                state: state(s.status.as_ref())?,
+                created_at,
+                last_updated_at: time(s.last_updated_at).unwrap_or(created_at),
             })
-            .collect();
+        });
+        // An entry that cannot be read may be the one that is searched for: so cannot the list.
+        let summaries = summaries.collect::<Option<Vec<_>>>().ok_or_else(|| unreadable("ListTunnels"))?;
+        if let Some(summary) = summaries.first() {
+            self.learn_account(&summary.tunnel.arn);
+        }
         Ok(Page { summaries, next_token: out.next_token.filter(|t| !t.is_empty()) })
     }
 

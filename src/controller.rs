@@ -1,9 +1,11 @@
 //! Watches Tunnels and reconciles each: the way through the code, as a table of contents.
 
+pub mod abandoned;
 pub mod act;
 pub mod context;
 pub mod decide;
 pub mod decision;
+pub mod memories;
 pub mod observe;
 pub mod secrets;
 pub mod status;
@@ -11,6 +13,7 @@ pub mod validate;
 pub mod watch;
 
 use crate::crd::Tunnel;
+use crate::tunnels::Home;
 use act::Act;
 use context::{Context, Error, View};
 use decision::{Change, Decision};
@@ -31,16 +34,14 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// for now. What is remembered of a Tunnel is taken out meanwhile: there is one reconcile at a time.
 async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     let key = validate::validate(&tunnel)?.key;
-    let mut memory = ctx.memories().remove(&key).unwrap_or_else(|| Memory::new(false, ctx.mono()));
+    let mut memory = ctx.memories.take(&key, ctx.mono());
     let outcome = steps(tunnel, &ctx, &mut memory).await;
-    match &outcome {
-        Ok(_) => memory.errors = 0,
-        Err(_) => {
-            ctx.give_back(&key, None);
-            memory.errors += 1;
-        }
+    if outcome.is_err() {
+        ctx.give_back(&key, None);
     }
-    ctx.memories().insert(key, memory);
+    if let Some(memory) = ctx.memories.put_back(&key, memory, outcome.is_err()) {
+        ctx.gone(&key, Some(memory));
+    }
     outcome
 }
 
@@ -52,10 +53,16 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
         // 1. What the object says. Needs nobody.
         let desired = validate::validate(&view.tunnel)?;
         // 2. What else there is. Reads the Secrets, unless they were read already.
+        if desired.deleted_at.is_some() {
+            secrets = Some(Vec::new()); // a deletion needs none: no trouble with Secrets may hold it up
+        }
         if secrets.is_none() {
             secrets = Some(read_secrets(ctx, &desired).await?);
         }
         let now = ctx.now();
+        if ctx.memories.has_vanished(&desired.key) {
+            memory.saw_creation = false;
+        }
         memory.note(&desired, now);
         let observed = observed(ctx, &desired, &view, secrets.as_deref(), memory);
         // 3. What to do. Needs nobody.
@@ -114,8 +121,9 @@ fn observed<'a>(
         secrets: secrets::states(secrets, desired, answer),
         memory,
         search: ctx.poller.found(&desired.key),
+        home: desired.record.tunnel.as_ref().map_or(Home::Here, |t| ctx.aws.home(&t.tunnel.arn)),
         heard: desired.record.tunnel.as_ref().and_then(|t| ctx.poller.heard(&t.tunnel.id)),
-        reads_fail: ctx.poller.failing(),
+        reads_fail: ctx.poller.failing(&desired.key),
         open: ctx.open.turn(&desired.key),
         close: ctx.close.turn(&desired.key),
         rotate: ctx.rotate.turn(&desired.key),
@@ -124,10 +132,7 @@ fn observed<'a>(
 }
 
 fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action {
-    let errors = validate::validate(&tunnel)
-        .ok()
-        .and_then(|desired| ctx.memories().get(&desired.key).map(|m| m.errors))
-        .unwrap_or(1);
+    let errors = validate::validate(&tunnel).map_or(1, |desired| ctx.memories.errors(&desired.key));
     let pause = Duration::from_millis(100).saturating_mul(1 << errors.min(16)).min(MAX_BACKOFF);
     tracing::warn!(
         namespace = tunnel.namespace().unwrap_or_default(),

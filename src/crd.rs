@@ -342,6 +342,8 @@ pub enum Reason {
     InvalidRequest,
     /// A Secret of a wanted name belongs to somebody else.
     SecretConflict,
+    /// The tunnel is in another account or region than the operator's.
+    WrongAccount,
     /// Ended: the lifetime ran out.
     Expired,
     /// Ended: closed by somebody else.
@@ -350,7 +352,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, to read one back from a condition.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Open,
         Self::Opening,
         Self::LimitExceeded,
@@ -360,6 +362,7 @@ impl Reason {
         Self::AccessDenied,
         Self::InvalidRequest,
         Self::SecretConflict,
+        Self::WrongAccount,
         Self::Expired,
         Self::Closed,
     ];
@@ -376,7 +379,7 @@ impl Reason {
 
     /// A person has to do something: the condition `Stalled` stands beside.
     pub fn is_stalled(self) -> bool {
-        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict)
+        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict | Self::WrongAccount)
     }
 }
 

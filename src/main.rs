@@ -7,17 +7,19 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::{Api, Client};
 use opentunnel_operator::aws::Aws;
 use opentunnel_operator::config::{Command, Run};
-use opentunnel_operator::controller::act::close_abandoned;
+use opentunnel_operator::controller::abandoned;
 use opentunnel_operator::controller::context::{Context, Parts};
 use opentunnel_operator::controller::observe::Limits;
 use opentunnel_operator::controller::watch::{self, Watch};
 use opentunnel_operator::{crd, telemetry};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 /// The limit of each request at start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -62,13 +64,12 @@ async fn run(flags: Run) -> Result<(), String> {
         ctx = connect(&flags) => ctx?,
         () = &mut stopped => return Ok(()),
     };
-    let (ctx, woken, mut to_close) = ctx;
+    let (ctx, woken, to_close) = ctx;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let namespaces = match flags.watch_namespace.as_slice() {
-        [] => vec![None],
-        names => names.iter().cloned().map(Some).collect(),
-    };
-    let mut runs = Vec::new();
+    // Each once: two watches of a namespace would be two operators that share one memory.
+    let named: BTreeSet<_> = flags.watch_namespace.iter().cloned().map(Some).collect();
+    let namespaces = if named.is_empty() { BTreeSet::from([None]) } else { named };
+    let mut runs = JoinSet::new();
     let mut watches = Vec::new();
     for namespace in namespaces {
         let mut stopping = stopping.clone();
@@ -76,18 +77,13 @@ async fn run(flags: Run) -> Result<(), String> {
             let _ = stopping.wait_for(|stop| *stop).await;
         });
         watches.push(watch);
-        runs.push(tokio::spawn(run));
+        runs.spawn(run);
     }
     let watches = Arc::new(watches);
-    let shared = ctx.clone();
-    let closer = tokio::spawn(async move {
-        while let Some((key, tunnel)) = to_close.recv().await {
-            let ctx = shared.clone();
-            tokio::spawn(async move { close_abandoned(&ctx, key, tunnel).await });
-        }
-    });
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let mut closer = tokio::spawn(abandoned::close_all(ctx.clone(), to_close, finished.map(drop)));
     let (shared, told) = (ctx.clone(), watches.clone());
-    let background = tokio::spawn(async move {
+    let mut background = tokio::spawn(async move {
         let waking = watch::wake(&told, woken);
         let serving = async {
             join_all(told.iter().map(Watch::synced)).await;
@@ -99,13 +95,22 @@ async fn run(flags: Run) -> Result<(), String> {
         };
         tokio::join!(waking, serving)
     });
-    stopped.await;
+    let ended = "a part of the operator ended by itself, which is a bug: please report it, with the log";
+    tokio::select! {
+        () = &mut stopped => {}
+        // Better to be started again than to look well and do nothing.
+        _ = runs.join_next() => return Err(ended.into()),
+        _ = &mut background => return Err(ended.into()),
+        _ = &mut closer => return Err(ended.into()),
+    }
     ctx.stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
-    join_all(runs).map(drop).await;
-    for task in [probes.abort_handle(), closer.abort_handle(), background.abort_handle()] {
-        task.abort();
-    }
+    while runs.join_next().await.is_some() {}
+    // What was opened in vain is closed yet, as far as that can be done in the time of one call.
+    drop(finish);
+    let _ = tokio::time::timeout(flags.aws_timeout, closer).await;
+    background.abort();
+    probes.abort();
     Ok(())
 }
 

@@ -143,6 +143,9 @@ impl Pacer {
         if let Some(ticket) = state.tickets.get_mut(key) {
             ticket.stage = Stage::Calling(now);
         }
+        drop(state);
+        // The next in the queue need not wait for the answer.
+        self.changed.notify_waiters();
     }
 
     /// The call ended. Refused by a limit, `key` keeps its place in the queue; else its ticket is used up.

@@ -6,7 +6,7 @@ use crate::aws::Aws;
 use crate::clock::{self, Mono};
 use crate::crd::State;
 use crate::pacer::Key;
-use crate::tunnels::{CallError, CallErrorKind, Found, Heard, Owner, Search, Summary, TunnelId, Word};
+use crate::tunnels::{CallError, Found, Heard, Owner, Search, Summary, TunnelId, Word};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,7 +51,12 @@ struct Shared {
     searches: HashMap<Key, Searching>,
     describes: HashMap<Key, TunnelId>,
     heard: HashMap<TunnelId, Heard>,
+    /// What listing fails with.
     failing: Option<CallError>,
+    /// What describing a Tunnel's tunnel fails with.
+    undescribed: HashMap<Key, CallError>,
+    /// Owners of open tunnels, while somebody searches: each is described once.
+    owners: HashMap<TunnelId, Option<Owner>>,
 }
 
 struct Searching {
@@ -104,9 +109,10 @@ impl Poller {
         self.lock().heard.get(id).copied()
     }
 
-    /// What reads fail with at present.
-    pub fn failing(&self) -> Option<CallError> {
-        self.lock().failing.clone()
+    /// What reads for a Tunnel fail with at present.
+    pub fn failing(&self, key: &Key) -> Option<CallError> {
+        let state = self.lock();
+        state.failing.as_ref().or_else(|| state.undescribed.get(key)).cloned()
     }
 
     /// Drops what was searched for a Tunnel: it is Ready, or gone.
@@ -114,6 +120,7 @@ impl Poller {
         let mut state = self.lock();
         state.searches.remove(key);
         state.describes.remove(key);
+        state.undescribed.remove(key);
     }
 
     /// Polls for ever. `watched` names the tunnels that are thought to be open.
@@ -130,22 +137,21 @@ impl Poller {
             }
             let round_due = last_round.is_none_or(|at| at.elapsed() >= self.interval);
             let watched = if round_due { watched() } else { Vec::new() };
-            let mut outcome = self.describe_asked().await;
-            let searching = self.lock().searches.values().any(Searching::is_pending);
-            if outcome.is_ok() && (searching || !watched.is_empty()) {
-                outcome = self.round(&watched).await;
-            }
+            let described = self.describe_asked().await;
+            let searching = self.is_searching();
+            let outcome = if searching || !watched.is_empty() { self.round(&watched).await } else { Ok(()) };
             if round_due && outcome.is_ok() {
                 last_round = Some(Instant::now());
             }
-            self.note_failure(outcome.as_ref().err());
-            match outcome {
-                Ok(()) => failures = 0,
-                Err(_) => {
-                    let limit = Duration::from_millis(500).saturating_mul(1 << failures.min(8)).min(MAX_BACKOFF);
-                    failures += 1;
-                    tokio::time::sleep(limit.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-                }
+            if searching || !watched.is_empty() {
+                self.note_failure(outcome.as_ref().err());
+            }
+            if described && outcome.is_ok() {
+                failures = 0;
+            } else {
+                let limit = Duration::from_millis(500).saturating_mul(1 << failures.min(8)).min(MAX_BACKOFF);
+                failures += 1;
+                tokio::time::sleep(limit.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
             }
         }
     }
@@ -153,6 +159,10 @@ impl Poller {
     fn is_asked(&self) -> bool {
         let state = self.lock();
         !state.describes.is_empty() || state.searches.values().any(Searching::is_pending)
+    }
+
+    fn is_searching(&self) -> bool {
+        self.lock().searches.values().any(Searching::is_pending)
     }
 
     /// Tells those who wait for an answer when reads begin to fail, and when what they fail with changes.
@@ -172,21 +182,32 @@ impl Poller {
         self.lock().describes.iter().map(|(key, id)| (key.clone(), id.clone())).collect()
     }
 
-    fn hear(&self, key: &Key, id: TunnelId, heard: Heard) {
-        let mut state = self.lock();
-        state.heard.insert(id, heard);
-        state.describes.remove(key);
-    }
-
-    async fn describe_asked(&self) -> Result<(), CallError> {
+    /// Whether all that were asked for were described. One that fails holds up nobody else.
+    async fn describe_asked(&self) -> bool {
+        let mut all = true;
         for (key, id) in self.asked() {
-            let at = self.now();
-            let word = self.aws.describe(&id).await?.word;
-            self.hear(&key, id, Heard { word, asked: at });
+            let asked = self.now();
+            let told = self.aws.describe(&id).await;
+            all &= told.is_ok();
+            self.hear(&key, id, asked, told.map(|d| d.word));
             let _ = self.wake.send(key);
             tokio::time::sleep(SPACING).await;
         }
-        Ok(())
+        all
+    }
+
+    fn hear(&self, key: &Key, id: TunnelId, asked: Mono, told: Result<Word, CallError>) {
+        let mut state = self.lock();
+        match told {
+            Ok(word) => {
+                state.heard.insert(id, Heard { word, asked });
+                state.describes.remove(key);
+                state.undescribed.remove(key);
+            }
+            Err(error) => {
+                state.undescribed.insert(key.clone(), error);
+            }
+        }
     }
 
     /// One listing, and what follows from it for everybody.
@@ -205,8 +226,9 @@ impl Poller {
         // A search alone need not go back beyond what it searches for.
         let until = created.filter(|_| watched.is_empty()).map_or(oldest, |c| c.max(oldest));
         let listed = self.list(until).await?;
-        if let Some(created) = created.filter(|_| !searches.is_empty()) {
-            self.answer_searches(&searches, &listed, created, started).await?;
+        match created {
+            Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
+            None => self.lock().owners.clear(),
         }
         self.compare(watched, &listed, started).await
     }
@@ -215,7 +237,8 @@ impl Poller {
         let (mut listed, mut token) = (Vec::new(), None);
         loop {
             let page = self.aws.list(token).await?;
-            let beyond = page.summaries.last().is_none_or(|s| s.created_at < until);
+            // An empty page with a token is no end.
+            let beyond = page.summaries.last().is_some_and(|s| s.created_at < until);
             listed.extend(page.summaries);
             token = page.next_token;
             if beyond || token.is_none() {
@@ -235,13 +258,8 @@ impl Poller {
     ) -> Result<(), CallError> {
         let mut owned: Vec<(&Summary, Owner)> = Vec::new();
         for summary in listed.iter().filter(|s| s.state == State::Open && s.created_at >= created) {
-            let owner = match self.aws.describe(&summary.tunnel.id).await {
-                Ok(described) => described.owner.filter(|_| matches!(described.word, Word::Open { .. })),
-                Err(e) if e.kind == CallErrorKind::NotFound => None,
-                Err(e) => return Err(e),
-            };
+            let owner = self.owner(&summary.tunnel.id).await?;
             owned.extend(owner.filter(|o| o.cluster == self.cluster).map(|o| (summary, o)));
-            tokio::time::sleep(SPACING).await;
         }
         let mut state = self.lock();
         for (key, _) in searches {
@@ -258,29 +276,43 @@ impl Poller {
         Ok(())
     }
 
+    async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
+        if let Some(owner) = self.lock().owners.get(id) {
+            return Ok(owner.clone());
+        }
+        let described = self.aws.describe(id).await?;
+        let owner = described.owner.filter(|_| matches!(described.word, Word::Open { .. }));
+        // A tunnel that was just opened may not be known everywhere: it is asked for again.
+        if described.word != Word::NotFound {
+            self.lock().owners.insert(id.clone(), owner.clone());
+        }
+        tokio::time::sleep(SPACING).await;
+        Ok(owner)
+    }
+
     /// Wakes the Tunnels whose tunnel is closed. Absence from the list proves nothing: it is described.
     async fn compare(&self, watched: &[Watched], listed: &[Summary], started: Mono) -> Result<(), CallError> {
-        if watched.is_empty() {
-            return Ok(());
-        }
+        let ids: HashSet<_> = watched.iter().map(|w| &w.id).collect();
+        self.lock().heard.retain(|id, _| ids.contains(id));
         let listed: HashMap<_, _> = listed.iter().map(|s| (&s.tunnel.id, s)).collect();
         let mut heard = HashMap::new();
         for Watched { id, .. } in watched {
             let (word, asked) = match listed.get(id) {
                 Some(s) if s.state == State::Open => (Word::Open { created_at: s.created_at }, started),
                 Some(s) => (Word::Closed { created_at: s.created_at, closed_at: s.last_updated_at }, started),
+                // Openings wait for searches: the rest is described in the next round.
+                None if self.is_searching() => continue,
                 None => {
                     let asked = self.now();
-                    let described = self.aws.describe(id).await?;
+                    let described = self.aws.describe(id).await;
                     tokio::time::sleep(SPACING).await;
+                    let Ok(described) = described else { continue };
                     (described.word, asked)
                 }
             };
             heard.insert(id, Heard { word, asked });
         }
         let mut state = self.lock();
-        let ids: HashSet<_> = watched.iter().map(|w| &w.id).collect();
-        state.heard.retain(|id, _| ids.contains(id));
         for Watched { key, id, opened_at } in watched {
             let Some(now) = heard.get(id) else { continue };
             state.heard.insert(id.clone(), *now);

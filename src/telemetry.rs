@@ -30,9 +30,11 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
         }
         LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed(),
     };
+    // kube-client logs the whole body of an answer that it cannot read, of a Secret too; the error says it.
     // kube's own spans name the Tunnel once more; the operator's span names it already.
     let ours = tracing_subscriber::filter::filter_fn(|meta| {
-        meta.target().starts_with("opentunnel_operator") || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG)
+        meta.target().starts_with("opentunnel_operator")
+            || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG && !meta.target().starts_with("kube_client"))
     });
     tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).init();
     Ok(())

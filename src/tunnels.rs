@@ -196,6 +196,17 @@ pub struct Page {
     pub next_token: Option<String>,
 }
 
+/// Where a tunnel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In the operator's account and region.
+    Here,
+    /// In its region; the account is not known until AWS has told any ARN.
+    Unknown,
+    /// In another.
+    Elsewhere,
+}
+
 /// A completed search: open tunnels that carry the Tunnel's owner tag.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Search {

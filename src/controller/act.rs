@@ -11,7 +11,6 @@ use super::status::{self, Note};
 use super::validate::Desired;
 use crate::clock::{Mono, Now};
 use crate::crd::{ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Reason, Tunnel};
-use crate::pacer::{Key, Pacer};
 use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Tokens, TunnelId, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
@@ -59,7 +58,7 @@ impl Act<'_> {
             Decision::Open => self.open().await,
             Decision::Rotate { tunnel, mode, generation } => self.rotate(&tunnel, mode, generation).await,
             Decision::Close { tunnel, opened_at } => self.close(&tunnel, opened_at).await,
-            Decision::Disown(tunnel) => self.disown(&tunnel).await,
+            Decision::Disown { tunnel, opened_at } => self.disown(&tunnel, opened_at).await,
             Decision::WriteSecret { index, generation } => self.write_secret(index, generation).await?,
             Decision::DeleteSecret { index } => self.delete_secret(index).await?,
             Decision::Record(change) => self.record(&change).await?,
@@ -68,7 +67,10 @@ impl Act<'_> {
                 self.patch("take its finalizer off", json!({"finalizers": finalizers}), None).await?;
                 self.memory.answer = None;
             }
-            Decision::Forget => self.forget(),
+            Decision::Forget => {
+                self.forget_rotation();
+                self.memory.answer = None;
+            }
             Decision::Abandon(tunnel) => {
                 tracing::warn!(tunnel_id = %tunnel.id, "closing a tunnel that was opened in vain");
                 let _ = self.ctx.abandoned.send((self.desired.key.clone(), tunnel));
@@ -179,13 +181,15 @@ impl Act<'_> {
         self.ctx.close.begin(&self.desired.key);
         let outcome = self.ctx.aws.close(&tunnel.id).await;
         self.ctx.close.end(&self.desired.key, &outcome);
+        if outcome.is_ok() {
+            self.ctx.open.probe_now();
+        }
         self.parted(tunnel, opened_at, outcome, "CloseTunnel", "Closed", "is closed").await;
-        self.ctx.open.probe_now();
     }
 
-    async fn disown(&mut self, tunnel: &TunnelRef) {
+    async fn disown(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
         let outcome = self.ctx.aws.disown(&tunnel.arn).await;
-        self.parted(tunnel, Timestamp::MIN, outcome, "UntagResource", "Retained", "stays open, without an owner").await;
+        self.parted(tunnel, opened_at, outcome, "UntagResource", "Retained", "stays open, without an owner").await;
     }
 
     /// The Tunnel has parted from a tunnel, or has not.
@@ -223,6 +227,7 @@ impl Act<'_> {
         tracing::warn!(operation, error = %error, kind = ?error.kind, "a call to AWS failed");
         if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && operation != "UntagResource"
         {
+            self.memory.failure = None;
             return;
         }
         let times = self.memory.failure.as_ref().map_or(0, |f| f.times);
@@ -263,12 +268,11 @@ impl Act<'_> {
             Change::Adopted { generation, .. } | Change::Rotating { generation } => {
                 memory.attempt = None;
                 memory.open_doubt = None;
-                memory.failure = None;
                 memory.late_rotation = None;
                 memory.rotation = Some(Rotation { generation: *generation, stage: RotationStage::Claimed });
             }
-            Change::Report(_) if memory.answer.is_some() => self.forget(),
-            Change::Report(_) | Change::OpenedAt(_) => {}
+            Change::Report(_) => self.forget_rotation(),
+            Change::OpenedAt(_) => {}
         }
         if matches!(change, Change::Ended { .. }) {
             self.ctx.open.probe_now();
@@ -279,11 +283,13 @@ impl Act<'_> {
         Ok(())
     }
 
-    fn forget(&mut self) {
-        if let Some(Answer { of: AnswerOf::Rotate(generation), .. }) = self.memory.answer.take()
-            && self.memory.rotation.is_some_and(|r| r.generation == generation)
-        {
-            self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Lost });
+    /// Drops new tokens that cannot be kept: they come by another rotation.
+    fn forget_rotation(&mut self) {
+        if let Some(Answer { of: AnswerOf::Rotate(generation), .. }) = self.memory.answer {
+            self.memory.answer = None;
+            if self.memory.rotation.is_some_and(|r| r.generation == generation) {
+                self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Lost });
+            }
         }
     }
 
@@ -321,25 +327,5 @@ impl Act<'_> {
             }
             Err(error) => Err(error),
         }
-    }
-}
-
-/// Closes tunnels that were opened in vain: for a Tunnel that is gone, or whose attempt was superseded.
-pub async fn close_abandoned(ctx: &Context, key: Key, tunnel: TunnelRef) {
-    let pacer: &Pacer = &ctx.close;
-    let key = Key { uid: format!("{}/{}", key.uid, tunnel.id), ..key };
-    for times in 0u32.. {
-        pacer.acquire(&key, Timestamp::now()).await;
-        pacer.begin(&key);
-        let outcome = ctx.aws.close(&tunnel.id).await;
-        pacer.end(&key, &outcome);
-        match outcome {
-            Ok(()) => return ctx.open.probe_now(),
-            Err(e) if e.kind == CallErrorKind::NotFound && times > 3 => return,
-            Err(e) => {
-                tracing::warn!(tunnel_id = %tunnel.id, error = %e, "closing a tunnel that was opened in vain failed")
-            }
-        }
-        tokio::time::sleep(FIRST_RETRY.saturating_mul(1 << times.min(8)).min(REFUSED_RETRY)).await;
     }
 }

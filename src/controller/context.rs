@@ -1,7 +1,8 @@
 //! What all reconciles share, and the requests to the API server that need nothing else.
 
 use super::decision::Lane;
-use super::observe::{Limits, Memory};
+use super::memories::Memories;
+use super::observe::{Answer, AnswerOf, Limits, Memory};
 use super::status::Note;
 use super::validate;
 use crate::aws::Aws;
@@ -14,10 +15,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
-use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -49,7 +49,8 @@ pub struct Context {
     pub start: Instant,
     /// Nothing new is begun any more.
     pub stopping: AtomicBool,
-    memories: Mutex<HashMap<Key, Memory>>,
+    /// What is remembered of each Tunnel.
+    pub memories: Memories,
 }
 
 /// A failed reconcile. It is tried again.
@@ -141,7 +142,7 @@ impl Context {
             abandoned,
             start,
             stopping: AtomicBool::new(false),
-            memories: Mutex::default(),
+            memories: Memories::default(),
         };
         (Arc::new(context), woken, to_close)
     }
@@ -171,8 +172,13 @@ impl Context {
         }
     }
 
-    pub(super) fn memories(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A Tunnel is gone. What was opened for it, and stands nowhere, is closed.
+    pub(super) fn gone(&self, key: &Key, memory: Option<Memory>) {
+        self.give_back(key, None);
+        self.poller.forget(key);
+        if let Some(Answer { of: AnswerOf::Open(_), tunnel, .. }) = memory.and_then(|m| m.answer) {
+            let _ = self.abandoned.send((key.clone(), tunnel));
+        }
     }
 
     /// A request to the API server, with a time limit.

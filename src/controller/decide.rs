@@ -12,15 +12,15 @@ use super::validate::{Desired, RecordedTunnel};
 use crate::clock::{self, Mono, Now};
 use crate::crd::{DeletionPolicy, Reason, State};
 use crate::pacer::Turn;
-use crate::tunnels::{CallErrorKind, Found, TunnelRef, Word};
+use crate::tunnels::{CallErrorKind, Found, Home, TunnelRef, Word};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
 mod waiting;
 use waiting::until_at_most;
 
-/// Generations beyond this come from nobody's count.
-const MAX_GENERATION: i64 = i64::MAX / 2;
+/// A Secret that somebody's finalizer holds back is looked at again after this time.
+const TERMINATING_RETRY: Duration = Duration::from_secs(5);
 
 /// What to do next for one Tunnel.
 pub fn decide(desired: &Desired, observed: &Observed, limits: &Limits, now: Now) -> Decision {
@@ -32,6 +32,9 @@ pub fn decide(desired: &Desired, observed: &Observed, limits: &Limits, now: Now)
     }
     if observed.gone {
         return Decision::Wait(Wait::default());
+    }
+    if let (Some(tunnel), Home::Elsewhere) = (&desired.record.tunnel, observed.home) {
+        return case.leave_alone(tunnel);
     }
     if desired.deleted_at.is_some() {
         return case.delete();
@@ -106,6 +109,9 @@ impl Case<'_> {
         }
         for (index, secret) in self.o.secrets.iter().enumerate() {
             match secret {
+                SecretState::Terminating => {
+                    return self.wait(None, Wait { until: Some(self.now.mono + TERMINATING_RETRY), ..Wait::default() });
+                }
                 SecretState::Ours { generation: g, sound: true, holds_answer: true, .. } if *g == generation => {}
                 SecretState::Ours { generation: g, .. } if *g >= generation => return Decision::Forget,
                 SecretState::Ours { sound: false, .. } => return Decision::DeleteSecret { index },
@@ -213,19 +219,47 @@ impl Case<'_> {
         if self.d.record.reported == Some(Reason::Open) { self.keep_ready(tunnel) } else { self.make_ready(tunnel) }
     }
 
+    /// Its tunnel is in another account or region than this operator's: nothing that AWS says here is
+    /// about it. It ends by itself.
+    fn leave_alone(&self, tunnel: &RecordedTunnel) -> Decision {
+        let ended = tunnel.state == State::Closed || self.now.wall >= tunnel.expires_at;
+        if self.d.deleted_at.is_some() && ended {
+            return if self.d.record.finalizer { Decision::Release } else { Decision::Wait(Wait::default()) };
+        }
+        if tunnel.state == State::Closed {
+            return self.ended();
+        }
+        let message = format!(
+            "tunnel {} is in another AWS account or region than this operator's ({}): it is left alone",
+            tunnel.tunnel.id, tunnel.tunnel.arn
+        );
+        let until = self.d.deleted_at.map(|_| self.at(tunnel.expires_at));
+        self.wait(Some(Report { reason: Reason::WrongAccount, message }), Wait { until, ..Wait::default() })
+    }
+
+    /// A time of the wall's clock by the process's own.
+    fn at(&self, time: Timestamp) -> Mono {
+        self.now.mono + Duration::try_from(time.duration_since(self.now.wall)).unwrap_or_default()
+    }
+
     /// Whether AWS has said that the tunnel is closed. Not-found counts only once the tunnel is older
     /// than the recovery grace: a listing may lag behind OpenTunnel.
     fn heard_end(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
-        match self.o.heard?.word {
+        let heard = self.o.heard?;
+        match heard.word {
             Word::Open { .. } => None,
             Word::Closed { created_at, closed_at } => {
                 let expired = Word::lifetime_ran_out(created_at, closed_at, self.d.lifetime);
                 Some((if expired { Reason::Expired } else { Reason::Closed }, closed_at))
             }
             Word::NotFound => {
-                let age = self.now.wall.duration_since(tunnel.opened_at);
+                // Its age when AWS was asked, not its age now.
+                let since_asked = self.now.mono.0.saturating_sub(heard.asked.0);
+                let age = self.now.wall.duration_since(tunnel.opened_at) - signed(since_asked);
                 let expired = self.now.wall >= tunnel.expires_at;
-                (age > signed(self.limits.recovery_grace)).then(|| {
+                // An account that is not known to be the tunnel's own may well not know it.
+                let known = age > signed(self.limits.recovery_grace) && (expired || self.o.home == Home::Here);
+                known.then(|| {
                     (if expired { Reason::Expired } else { Reason::Closed }, self.now.wall.min(tunnel.expires_at))
                 })
             }
@@ -259,10 +293,7 @@ impl Case<'_> {
         if late || !secrets::are_kept(self.d, &self.o.secrets) {
             return self.claim_rotation();
         }
-        let until = self.o.memory.expired.is_none().then(|| {
-            let left = tunnel.expires_at.duration_since(self.now.wall);
-            self.now.mono + Duration::try_from(left).unwrap_or_default()
-        });
+        let until = self.o.memory.expired.is_none().then(|| self.at(tunnel.expires_at));
         let report = Report { reason: Reason::Open, message: String::new() };
         self.wait(Some(report), Wait { until, ..Wait::default() })
     }
@@ -335,7 +366,7 @@ impl Case<'_> {
             |t| t.expires_at,
         );
         let over = self.now.wall >= ends;
-        let ends_at = self.now.mono + Duration::try_from(ends.duration_since(self.now.wall)).unwrap_or_default();
+        let ends_at = self.at(ends);
         let answered = memory.answer.iter().filter(|a| matches!(a.of, AnswerOf::Open(_)));
         let extra = answered
             .map(|a| (a.tunnel.clone(), a.wall))
@@ -345,7 +376,8 @@ impl Case<'_> {
             if let Some(failure) = self.refused_unheard() {
                 return Decision::Wait(Wait { need: Some(Need::Describe), until: Some(failure.retry_at), lane: None });
             }
-            if over && memory.failure.is_some() {
+            let away = memory.failure.is_some() || self.o.reads_fail.is_some() || self.o.close == Turn::Waiting;
+            if over && away {
                 return Decision::Release;
             }
             if let Some(decision) = self.backing_off() {
@@ -353,9 +385,9 @@ impl Case<'_> {
             }
             let retained = self.d.deletion_policy == DeletionPolicy::Retain && ready_once;
             if retained && open.is_some() {
-                return Decision::Disown(tunnel);
+                return Decision::Disown { tunnel, opened_at };
             }
-            return self.close(tunnel, opened_at);
+            return until_at_most(self.close(tunnel, opened_at), ends_at);
         }
         let deleting = memory.deleting.unwrap_or(self.now.mono);
         let absence = match (&record.tunnel, &self.o.search) {

@@ -37,7 +37,12 @@ pub enum Decision {
         opened_at: Timestamp,
     },
     /// Take the owner tag off.
-    Disown(TunnelRef),
+    Disown {
+        /// Of this tunnel.
+        tunnel: TunnelRef,
+        /// When it was opened.
+        opened_at: Timestamp,
+    },
     /// Create or update a Secret with the tokens of the answer.
     WriteSecret {
         /// Which of [`Desired::secrets`].

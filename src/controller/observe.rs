@@ -5,7 +5,7 @@ use super::validate::Desired;
 use crate::clock::{Mono, Now};
 use crate::crd::{Reason, Tunnel};
 use crate::pacer::{Gate, Turn};
-use crate::tunnels::{Attempt, CallError, Heard, Search, Tokens, TunnelId, TunnelRef};
+use crate::tunnels::{Attempt, CallError, Heard, Home, Search, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Observed<'a> {
     pub memory: &'a Memory,
     /// The last completed search for its tunnels.
     pub search: Option<Search>,
+    /// Whether its tunnel is in the operator's own account and region.
+    pub home: Home,
     /// AWS's last word on its tunnel.
     pub heard: Option<Heard>,
     /// What AWS's reads fail with at present.
@@ -53,6 +55,8 @@ pub enum SecretState {
     Missing,
     /// Not controlled by this Tunnel: never touched.
     Foreign,
+    /// This Tunnel's; it is being deleted, and somebody's finalizer holds it back.
+    Terminating,
     /// This Tunnel's.
     Ours {
         /// The generation of its tokens; 0 where the annotation cannot be read.
@@ -99,8 +103,6 @@ pub struct Memory {
     pub failure: Option<Failure>,
     /// The object as it was last written, until the watch shows it.
     pub written: Option<std::sync::Arc<Tunnel>>,
-    /// Reconciles that failed, one after the other.
-    pub errors: u32,
 }
 
 /// A rotation of this process.

@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// Generations beyond these come from nobody's count: somebody wrote them in.
+pub const GENERATIONS: std::ops::Range<i64> = 0..i64::MAX / 2;
+
 /// The wanted Secrets as states.
 pub fn states(
     secrets: Option<&[Option<Secret>]>,
@@ -61,13 +64,15 @@ fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>)
     if !controlled {
         return SecretState::Foreign;
     }
+    if secret.metadata.deletion_timestamp.is_some() {
+        return SecretState::Terminating;
+    }
     let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
+    let generation = generation.filter(|g| GENERATIONS.contains(g));
     let digest = data_digest(secret);
     SecretState::Ours {
         generation: generation.unwrap_or(0),
-        sound: secret.immutable != Some(true)
-            && secret.type_.as_deref() == Some(crd::SECRET_TYPE)
-            && secret.meta().deletion_timestamp.is_none(),
+        sound: secret.immutable != Some(true) && secret.type_.as_deref() == Some(crd::SECRET_TYPE),
         holds_answer: answer_digest == Some(digest.as_str()),
         digest,
     }
@@ -112,4 +117,51 @@ pub fn are_kept(desired: &Desired, secrets: &[SecretState]) -> bool {
         |s| matches!(s, SecretState::Ours { generation, sound: true, .. } if *generation == record.token_generation),
     );
     sound && record.tokens_digest.is_some() && record.tokens_digest == tokens_digest(desired, secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    fn secret(uid: &str, controller: bool, generation: &str) -> Secret {
+        let owner = OwnerReference { uid: uid.into(), controller: Some(controller), ..OwnerReference::default() };
+        let mut secret = Secret { type_: Some(crd::SECRET_TYPE.into()), ..Secret::default() };
+        secret.metadata.owner_references = Some(vec![owner]);
+        secret.annotations_mut().insert(crd::GENERATION_ANNOTATION.into(), generation.into());
+        secret
+    }
+
+    fn generation(text: &str) -> i64 {
+        match secret_state(Some(&secret("uid", true, text)), "uid", None) {
+            SecretState::Ours { generation, .. } => generation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_a_secret_that_this_uid_controls_is_ours() {
+        assert_eq!(secret_state(None, "uid", None), SecretState::Missing);
+        assert_eq!(secret_state(Some(&secret("other", true, "1")), "uid", None), SecretState::Foreign);
+        assert_eq!(secret_state(Some(&secret("uid", false, "1")), "uid", None), SecretState::Foreign);
+        assert_eq!(secret_state(Some(&Secret::default()), "uid", None), SecretState::Foreign);
+        assert_eq!(generation("3"), 3);
+    }
+
+    #[test]
+    fn a_generation_that_nobody_counted_to_is_none() {
+        for forged in ["9223372036854775807", "-1", "x", ""] {
+            assert_eq!(generation(forged), 0, "{forged}");
+        }
+    }
+
+    #[test]
+    fn no_two_data_have_one_digest() {
+        let digest = |pairs: &[(&str, &str)]| {
+            let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.as_bytes().to_vec()))).collect();
+            data_digest(&Secret { data: Some(data), ..Secret::default() })
+        };
+        assert_ne!(digest(&[("a", "bc")]), digest(&[("ab", "c")]));
+        assert_ne!(digest(&[("a", "b"), ("c", "d")]), digest(&[("a", "bcd")]));
+    }
 }

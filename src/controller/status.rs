@@ -72,6 +72,8 @@ fn report(change: &Change, desired: &Desired, status: &TunnelStatus) -> Option<R
             Reason::Rotating,
             format!("tunnel {id}, opened by an earlier attempt, is taken over: it gets new tokens"),
         ),
+        // Tried again after AWS did not answer: said once.
+        Change::Rotating { .. } if desired.record.reported == Some(Reason::AwsUnavailable) => None,
         Change::Rotating { .. } => say(Reason::Rotating, format!("tunnel {id} gets new tokens")),
         Change::Ended { reason: Reason::Expired, .. } => {
             say(Reason::Expired, format!("the lifetime of tunnel {id} ran out ({} min)", desired.lifetime.as_mins()))

@@ -1,6 +1,7 @@
 //! Step 1, pure: the Tunnel as it is stored becomes what it wants and what it records, in types
 //! that hold nothing invalid.
 
+use super::secrets::GENERATIONS;
 use crate::crd::{
     ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, OPENING_ANNOTATION, Reason, State, Tunnel,
 };
@@ -147,7 +148,7 @@ fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
         finalizer: tunnel.finalizers().iter().any(|f| f == FINALIZER),
         claim,
         tunnel: recorded,
-        token_generation: status.token_generation.unwrap_or_default().max(0),
+        token_generation: status.token_generation.filter(|g| GENERATIONS.contains(g)).unwrap_or_default(),
         tokens_digest: status.tokens_digest,
         reported: reason,
         observed_generation: status.observed_generation,

@@ -1,7 +1,6 @@
 //! The watches: what they show, and whom they wake.
 
 use super::context::Context;
-use super::observe::Memory;
 use super::{error_policy, traced, validate};
 use crate::crd::{State, Tunnel};
 use crate::pacer::Key;
@@ -11,38 +10,67 @@ use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 /// A watch that the API server does not end by then is taken for dead (5 s later).
-const WATCH_SECONDS: u32 = 240;
+const WATCH_SECONDS: u32 = 30;
 
-/// Notes what the watch shows before a reconcile sees it. A Tunnel that comes by a live event, and was
-/// not there before, was created just now: a list cannot tell.
-fn note_event(ctx: &Context, store: &Store<Tunnel>, event: &watcher::Event<Tunnel>) {
-    match event {
-        watcher::Event::Apply(tunnel) | watcher::Event::InitApply(tunnel) => {
-            let live = matches!(event, watcher::Event::Apply(_));
-            let known = store.get(&ObjectRef::from_obj(tunnel)).is_some_and(|t| t.uid() == tunnel.uid());
-            let Ok(desired) = validate::validate(tunnel) else {
-                return;
-            };
-            let untouched =
-                !desired.record.finalizer && desired.record.claim.is_none() && desired.record.tunnel.is_none();
-            let now = ctx.mono();
-            if !known {
-                ctx.memories().entry(desired.key).or_insert_with(|| Memory::new(live && untouched, now));
+/// Notes what a watch shows before a reconcile sees it.
+struct Noter {
+    ctx: Arc<Context>,
+    store: Store<Tunnel>,
+    namespace: Option<String>,
+    listed: HashSet<Key>,
+}
+
+impl Noter {
+    fn note(&mut self, event: &watcher::Event<Tunnel>) {
+        let covered = |key: &Key| self.namespace.as_deref().is_none_or(|n| n == key.namespace);
+        let memories = &self.ctx.memories;
+        match event {
+            watcher::Event::Apply(tunnel) => self.note_tunnel(tunnel, true),
+            watcher::Event::InitApply(tunnel) => {
+                self.note_tunnel(tunnel, false);
+                self.listed.extend(validate::validate(tunnel).map(|desired| desired.key));
+            }
+            watcher::Event::Delete(tunnel) => {
+                if let Ok(desired) = validate::validate(tunnel) {
+                    self.ctx.gone(&desired.key, memories.forget(&desired.key));
+                }
+            }
+            watcher::Event::Init => {
+                self.listed.clear();
+                memories.vanish_all(covered);
+            }
+            watcher::Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                for key in memories.missing(covered, &listed) {
+                    self.ctx.gone(&key, memories.forget(&key));
+                }
             }
         }
-        watcher::Event::Delete(tunnel) => {
-            if let Ok(desired) = validate::validate(tunnel) {
-                ctx.memories().remove(&desired.key);
-                ctx.give_back(&desired.key, None);
-                ctx.poller.forget(&desired.key);
-            }
+    }
+
+    /// A Tunnel that comes by a live event, and was not there before, was created just now: a list
+    /// cannot tell. What was wiped from it is seen here only: a reconcile may come too late.
+    fn note_tunnel(&self, tunnel: &Tunnel, live: bool) {
+        let Ok(desired) = validate::validate(tunnel) else { return };
+        let before = self.store.get(&ObjectRef::from_obj(tunnel)).filter(|t| t.uid() == tunnel.uid());
+        let before = before.and_then(|t| validate::validate(&t).ok()).map(|desired| desired.record);
+        let record = &desired.record;
+        let wiped = before.is_some_and(|before| {
+            (before.finalizer && !record.finalizer)
+                || (before.claim.is_some() && record.claim.is_none())
+                || (before.tunnel.is_some() && record.tunnel.is_none())
+        });
+        if wiped {
+            self.ctx.memories.vanish(&desired.key);
         }
-        watcher::Event::Init | watcher::Event::InitDone => {}
+        let untouched = live && !record.finalizer && record.claim.is_none() && record.tunnel.is_none();
+        self.ctx.memories.see(desired.key, untouched, self.ctx.mono());
     }
 }
 
@@ -67,14 +95,15 @@ impl Watch {
         };
         let (store, writer) = reflector::store();
         let (wake, woken) = mpsc::unbounded_channel();
-        let (noting, noted) = (ctx.clone(), store.clone());
+        let (noted, namespaced) = (store.clone(), namespace.clone());
+        let mut noter = Noter { ctx: ctx.clone(), store: noted, namespace: namespaced, listed: HashSet::new() };
         let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
         let stream = watcher(api, config)
             .default_backoff()
             .modify(|tunnel| tunnel.managed_fields_mut().clear())
             .inspect(move |event| match event {
-                Ok(event) => note_event(&noting, &noted, event),
+                Ok(event) => noter.note(event),
                 Err(error) => tracing::warn!(%error, "the watch of Tunnels failed; trying again"),
             })
             .reflect(writer)

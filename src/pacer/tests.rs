@@ -108,3 +108,17 @@ async fn a_ticket_that_is_given_back_frees_the_turn() {
     assert_eq!(woken.recv().await.unwrap().name, "2");
     assert!(start.elapsed() < Duration::from_millis(10));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_next_turn_does_not_wait_for_an_answer() {
+    let (pacer, mut woken) = pacer(1.0);
+    pacer.take(&key("a", "1"), created(1));
+    pacer.take(&key("a", "2"), created(2));
+    let first = woken.recv().await.unwrap();
+    let start = Instant::now();
+    tokio::time::sleep(Duration::from_millis(10)).await; // the claim is written meanwhile
+    pacer.begin(&first);
+    assert_eq!(woken.recv().await.unwrap().name, "2");
+    let spaced = start.elapsed();
+    assert!(spaced >= Duration::from_millis(1020) && spaced < Duration::from_millis(1100), "{spaced:?}");
+}

@@ -40,6 +40,7 @@ struct Given {
     search: Option<Search>,
     heard: Option<Heard>,
     reads_fail: Option<CallError>,
+    home: Home,
     turn: Turn,
     gate: Option<Gate>,
 }
@@ -65,6 +66,7 @@ fn created() -> Given {
         search: None,
         heard: None,
         reads_fail: None,
+        home: Home::Here,
         turn: Turn::Granted,
         gate: None,
     }
@@ -189,6 +191,7 @@ impl Given {
             search: self.search.clone(),
             heard: self.heard,
             reads_fail: self.reads_fail.clone(),
+            home: self.home,
             open: self.turn,
             close: self.turn,
             rotate: self.turn,
@@ -252,6 +255,13 @@ table! {
         s.desired.record.reported = Some(Reason::AccessDenied);
         s.desired.record.observed_generation = Some(1);
     }) => Wait(w) if waits_for(w, None, None, Some(MONO + 5)),
+    a_retry_after_a_refusal_costs_no_write: created().failing(Reason::AccessDenied, MONO).with(|s| {
+        s.turn = Turn::Waiting;
+        s.memory.first_seen = mono(1);
+        s.desired.record.reported = Some(Reason::AccessDenied);
+    }) => Wait(w) if w.lane == Some(Lane::Open),
+    nor_does_it_behind_a_shut_gate: limited(Some(Reason::InvalidRequest)).failing(Reason::InvalidRequest, MONO)
+        => Wait(w) if w.lane == Some(Lane::Open),
     a_secret_of_somebody_elses_is_noticed_before_open_tunnel: created().with(|s| s.secrets = vec![SecretState::Foreign])
         => Record(Change::Report(Report { reason: Reason::SecretConflict, message })) if message.contains("sensor-tokens"),
     it_is_looked_at_again_within_60_s: created().with(|s| {
@@ -342,6 +352,8 @@ table! {
     an_adopters_newer_secret_is_left_alone: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![ours(2)]) => Forget,
     an_immutable_secret_is_replaced: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![SecretState::Ours {
         generation: 0, digest: "d".into(), sound: false, holds_answer: false }]) => DeleteSecret { index: 0 },
+    a_secret_that_is_going_is_waited_for_with_the_tokens_in_hand: claimed(0).opened(Some(MONO))
+        .with(|s| s.secrets = vec![SecretState::Terminating]) => Wait(w) if w.until == Some(mono(MONO + 5)),
     a_secret_of_somebody_elses_that_came_meanwhile_keeps_the_tunnel: claimed(0).opened(Some(MONO))
         .with(|s| s.secrets = vec![SecretState::Foreign]) => Record(Change::Kept { generation: 1 }),
     a_status_write_that_was_carried_out_unanswered_is_left: ready().opened(Some(MONO)) => Forget,
@@ -372,8 +384,6 @@ table! {
         => Record(Change::Rotating { generation: 2 }),
     a_forged_generation_is_gone_beyond: ready().with(|s| s.secrets = vec![ours(99)])
         => Record(Change::Rotating { generation: 100 }),
-    an_absurd_generation_is_ignored: ready().with(|s| s.secrets = vec![ours(i64::MAX)])
-        => Record(Change::Rotating { generation: 2 }),
     a_secret_of_somebody_elses_that_comes_later_is_reported: ready().with(|s| s.secrets = vec![SecretState::Foreign])
         => Record(Change::Report(Report { reason: Reason::SecretConflict, .. })),
     a_claimed_rotation_is_carried_out: rotating(RotationStage::Claimed)
@@ -433,6 +443,12 @@ table! {
         .with(|s| s.secrets = vec![SecretState::Foreign]) => Record(Change::Ended { .. }),
     not_found_counts_when_the_tunnel_is_older_than_the_grace: ready().heard(Word::NotFound)
         .with(|s| s.secrets = vec![SecretState::Missing]) => Record(Change::Ended { reason: Reason::Closed, .. }),
+    told_of_a_young_tunnel_it_proves_nothing_later_either: ready().heard(Word::NotFound).with(|s| {
+        s.desired.record.tunnel.as_mut().unwrap().opened_at = wall(WALL - 40);
+        s.heard = Some(Heard { word: Word::NotFound, asked: mono(MONO - 35) });
+    }) => Wait(_),
+    not_found_proves_nothing_where_the_account_is_not_known: ready().heard(Word::NotFound)
+        .with(|s| s.home = Home::Unknown) => Wait(_),
     not_found_of_a_young_tunnel_proves_nothing: ready().heard(Word::NotFound)
         .with(|s| s.desired.record.tunnel.as_mut().unwrap().opened_at = wall(WALL - 30)) => Wait(_),
     at_expires_at_aws_is_asked: expired() => Wait(w) if w.need == Some(Need::Describe),
@@ -449,6 +465,16 @@ table! {
     ended_a_secret_that_was_left_goes: ended().with(|s| s.secrets = vec![ours(1)]) => DeleteSecret { index: 0 },
     ended_and_deleted_it_is_released_without_a_call: deleted(ended()) => Release,
 
+    a_secret_that_is_going_holds_up_no_end: ready().heard(closed(12_000))
+        .with(|s| s.secrets = vec![SecretState::Terminating]) => Record(Change::Ended { .. }),
+    a_tunnel_of_another_account_is_left_alone: ready().heard(Word::NotFound).with(|s| s.home = Home::Elsewhere)
+        => Record(Change::Report(Report { reason: Reason::WrongAccount, .. })),
+    deleted_it_is_held_until_it_ends_by_itself: deleted(ready()).with(|s| {
+        s.home = Home::Elsewhere;
+        s.desired.record.reported = Some(Reason::WrongAccount);
+    }) => Wait(w) if w.until == Some(mono(MONO + 39_600)),
+    then_it_is_released: deleted(expired()).with(|s| s.home = Home::Elsewhere) => Release,
+
     deletion_closes_the_tunnel: deleted(ready()) => Close { tunnel, .. } if t1(tunnel),
     deletion_waits_for_its_turn: deleted(ready()).with(|s| s.turn = Turn::Waiting)
         => Wait(w) if waits_for(w, Some(Lane::Close), None, Some(MONO + 5)),
@@ -456,7 +482,7 @@ table! {
     already_closed_no_call_is_made: deleted(ready()).heard(closed(12_000)) => Release,
     unknown_to_aws_no_call_is_made: deleted(ready()).heard(Word::NotFound) => Release,
     retained_it_loses_its_owner_tag: deleted(ready()).with(|s| s.desired.deletion_policy = DeletionPolicy::Retain)
-        => Disown(t) if t1(t),
+        => Disown { tunnel, .. } if t1(tunnel),
     never_ready_it_is_closed_all_the_same: deleted(adopted(2)).with(|s| s.desired.deletion_policy = DeletionPolicy::Retain)
         => Close { .. },
     never_ready_others_are_searched_for: deleted(adopted(2)).with(|s| s.memory.closed = vec![TunnelId("t1".into())])
@@ -474,6 +500,12 @@ table! {
         => Record(Change::Report(Report { reason: Reason::AwsUnavailable, .. })),
     but_not_longer_than_the_tunnel_lives: deleted(ready()).failing(Reason::AwsUnavailable, MONO + 10)
         .with(|s| s.desired.record.tunnel.as_mut().unwrap().expires_at = wall(WALL)) => Release,
+    nor_longer_behind_others: deleted(expired()).with(|s| s.turn = Turn::Waiting) => Release,
+    the_wait_for_its_turn_ends_with_the_tunnel: deleted(ready()).with(|s| {
+        s.turn = Turn::Waiting;
+        s.memory.deleting = Some(mono(1));
+        s.desired.record.reported = Some(Reason::Closing);
+    }) => Wait(w) if waits_for(w, Some(Lane::Close), None, Some(MONO + 39_600)),
     nor_where_no_tunnel_is_known: deleted(claim_found())
         .with(|s| s.desired.deleted_at = Some(wall(WALL - 43_200 - 20))) => Release,
     a_close_that_is_refused_asks_whether_it_is_closed: deleted(ready()).failing(Reason::InvalidRequest, MONO + 10)

@@ -2,7 +2,7 @@
 
 use super::super::decision::{Change, Decision, Lane, Report, Wait};
 use super::super::observe::{Failure, SecretState};
-use super::{Case, MAX_GENERATION, failure_reason};
+use super::{Case, failure_reason};
 use crate::clock::Mono;
 use crate::crd::Reason;
 use crate::pacer::Turn;
@@ -43,7 +43,7 @@ impl Case<'_> {
     /// The generation after `present`, and above whatever stands in the Secrets.
     pub(super) fn generation_above(&self, present: i64) -> i64 {
         let generations = self.o.secrets.iter().filter_map(|s| match s {
-            SecretState::Ours { generation, .. } if *generation < MAX_GENERATION => Some(*generation),
+            SecretState::Ours { generation, .. } => Some(*generation),
             _ => None,
         });
         generations.fold(present, i64::max).saturating_add(1)
@@ -82,6 +82,8 @@ impl Case<'_> {
         let since = self.o.memory.first_seen;
         let limited = matches!(self.d.record.reported, Some(Reason::LimitExceeded | Reason::AwsUnavailable));
         let report = match &self.o.gate {
+            // What the last call failed with stands already: a retry costs no write.
+            _ if self.o.memory.failure.is_some() => None,
             Some(gate) if gate.cause == CallErrorKind::LimitExceeded => self.after_5s(
                 since,
                 Reason::LimitExceeded,

@@ -121,17 +121,18 @@ impl ControlPlane {
 
     /// From now on this process ends with the control plane, if nobody ends it before.
     pub fn adopt(&self, pid: u32) {
-        self.tell(&format!("adopt {pid}"));
+        self.tell(&format!("adopt {pid}")).expect("the control plane runs");
     }
 
     /// This process is no more.
     pub fn forget(&self, pid: u32) {
-        self.tell(&format!("forget {pid}"));
+        // Where the control plane has ended, it has forgotten.
+        let _ = self.tell(&format!("forget {pid}"));
     }
 
-    fn tell(&self, line: &str) {
+    fn tell(&self, line: &str) -> io::Result<()> {
         let mut supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(supervisor, "{line}").expect("the control plane has ended");
+        writeln!(supervisor, "{line}")
     }
 
     /// The audit log: a line of JSON for every request that was answered.

@@ -1,0 +1,100 @@
+//! Tunnels that were opened in vain: for a Tunnel that is gone, or under an attempt that was superseded.
+//! They are closed in the background, because no reconcile comes for them any more.
+
+use super::context::Context;
+use crate::clock::Mono;
+use crate::crd::Tunnel;
+use crate::pacer::Key;
+use crate::tunnels::{CallErrorKind, TunnelRef, Word};
+use jiff::Timestamp;
+use kube::{Api, ResourceExt};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// No tunnel lives longer than 12 hours.
+const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600 + 600);
+/// The longest pause between two tries.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Closes what comes until `finish`, then what is left.
+pub async fn close_all(
+    ctx: Arc<Context>,
+    mut abandoned: mpsc::UnboundedReceiver<(Key, TunnelRef)>,
+    finish: impl Future<Output = ()>,
+) {
+    let mut closing = JoinSet::new();
+    tokio::pin!(finish);
+    loop {
+        let next = tokio::select! {
+            next = abandoned.recv() => next,
+            () = &mut finish, if !abandoned.is_closed() => {
+                abandoned.close();
+                continue;
+            }
+        };
+        let Some((key, tunnel)) = next else { break };
+        let ctx = ctx.clone();
+        closing.spawn(async move { close(&ctx, &key, &tunnel).await });
+    }
+    closing.join_all().await;
+}
+
+async fn close(ctx: &Context, key: &Key, tunnel: &TunnelRef) {
+    let ticket = Key { uid: format!("{}/{}", key.uid, tunnel.id), ..key.clone() };
+    let begun = ctx.mono();
+    let mut pause = Duration::from_secs(1);
+    while ctx.mono() < begun + LONGEST_LIFE {
+        ctx.close.acquire(&ticket, Timestamp::now()).await;
+        let done = try_close(ctx, key, &ticket, tunnel, begun).await;
+        ctx.close.give_back(&ticket);
+        if done {
+            return;
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+        pause = (pause * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Whether nothing is left to do.
+async fn try_close(ctx: &Context, key: &Key, ticket: &Key, tunnel: &TunnelRef, begun: Mono) -> bool {
+    // It may have been adopted since it was given up: then it is somebody's.
+    let api: Api<Tunnel> = Api::namespaced(ctx.client.clone(), &key.namespace);
+    match ctx.api("read the Tunnel", api.get_opt(&key.name)).await {
+        Ok(Some(t)) if t.uid().as_ref() == Some(&key.uid) => {
+            if t.status.and_then(|s| s.tunnel_id).as_ref() == Some(&tunnel.id.0) {
+                return true;
+            }
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot tell yet whether a tunnel was opened in vain");
+            return false;
+        }
+    }
+    ctx.close.begin(ticket);
+    let outcome = ctx.aws.close(&tunnel.id).await;
+    ctx.close.end(ticket, &outcome);
+    let error = match outcome {
+        Ok(()) => {
+            tracing::info!(tunnel_id = %tunnel.id, "closed a tunnel that was opened in vain");
+            ctx.open.probe_now();
+            return true;
+        }
+        Err(error) => error,
+    };
+    tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot close a tunnel that was opened in vain; trying again");
+    // Not-found may be told of a tunnel that was opened a moment ago.
+    let settled = ctx.mono() > begun + ctx.limits.recovery_grace;
+    match error.kind {
+        CallErrorKind::NotFound => settled,
+        CallErrorKind::InvalidRequest => match ctx.aws.describe(&tunnel.id).await.map(|d| d.word) {
+            Ok(Word::Closed { .. }) => true,
+            Ok(Word::NotFound) => settled,
+            _ => false,
+        },
+        _ => false,
+    }
+}
