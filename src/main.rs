@@ -72,10 +72,7 @@ async fn run(flags: Run) -> Result<(), String> {
     let mut runs = JoinSet::new();
     let mut watches = Vec::new();
     for namespace in namespaces {
-        let mut stopping = stopping.clone();
-        let (watch, run) = Watch::start(&ctx, namespace, async move {
-            let _ = stopping.wait_for(|stop| *stop).await;
-        });
+        let (watch, run) = Watch::start(&ctx, namespace, &stopping);
         watches.push(watch);
         runs.spawn(run);
     }
@@ -128,6 +125,9 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
     // A write whose answer was lost must be judged, not sent again: see Context::client.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
+    // A list that is never answered is made anew. A watch says something or ends before.
+    config.read_timeout = Some(Duration::from_secs(watch::WATCH_SECONDS.into()) + Duration::from_secs(10));
+    config.reset_reader_on_write = true;
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config).map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     check_crd(&client, &server).await?;

@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// Spacing beyond the quota's: calls that leave in time may arrive closer together than they left.
+/// Spacing beyond the quota's, from call to call. From a call's answer to the next call it is the
+/// quota's: a call that took long to arrive must not be followed too soon.
 const MARGIN: f64 = 1.02;
 /// A turn that is not used within this time goes to the next in the queue. Longer than the two
 /// writes that may come between the turn and its call.
@@ -77,6 +78,7 @@ struct State {
     last_namespace: String,
     issued: u64,
     last_call: Option<Instant>,
+    last_answer: Option<Instant>,
     shut: Option<Shut>,
 }
 
@@ -151,6 +153,7 @@ impl Pacer {
     /// The call ended. Refused by a limit, `key` keeps its place in the queue; else its ticket is used up.
     pub fn end<T>(&self, key: &Key, outcome: &Result<T, CallError>) {
         let mut state = self.lock();
+        state.last_answer = Some(Instant::now());
         let Some(ticket) = state.tickets.get(key).copied() else {
             return;
         };
@@ -302,8 +305,9 @@ impl State {
             return Next::Idle;
         }
         let spaced = self.last_call.map(|at| at + interval);
+        let answered = self.last_answer.map(|at| at + interval.div_f64(MARGIN));
         let probe = self.shut.as_ref().map(|shut| shut.probe_at);
-        if let Some(due) = spaced.max(probe).filter(|due| *due > now) {
+        if let Some(due) = spaced.max(answered).max(probe).filter(|due| *due > now) {
             return Next::At(due);
         }
         let Some(key) = self.pop() else { return Next::Idle };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 /// A watch that the API server does not end by then is taken for dead (5 s later).
-const WATCH_SECONDS: u32 = 30;
+pub const WATCH_SECONDS: u32 = 30;
 
 /// Notes what a watch shows before a reconcile sees it.
 struct Noter {
@@ -83,11 +83,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches and reconciles until `stop`; the future ends when the last reconcile has.
+    /// Watches and reconciles until `stop` is true; the future ends when the last reconcile has.
     pub fn start(
         ctx: &Arc<Context>,
         namespace: Option<String>,
-        stop: impl Future<Output = ()> + Send + Sync + 'static,
+        stop: &watch::Receiver<bool>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let api: Api<Tunnel> = match &namespace {
             Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
@@ -115,9 +115,20 @@ impl Watch {
             .applied_objects();
         let run = Controller::for_stream(stream, store.clone())
             .reconcile_on(unfold(woken))
-            .graceful_shutdown_on(stop)
+            .graceful_shutdown_on(stopped(stop.clone()))
             .run(traced, error_policy, ctx.clone())
             .for_each(|_| std::future::ready(()));
+        let (stop, listed) = (stop.clone(), synced.clone());
+        let run = async move {
+            // The Controller cannot end before it has a list; nothing is being reconciled then.
+            let before_the_list = async {
+                stopped(stop).await;
+                if *listed.borrow() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! { () = run => {}, () = before_the_list => {} }
+        };
         (Self { store, wake, namespace, synced }, run)
     }
 
@@ -158,6 +169,10 @@ pub async fn wake(watches: &[Watch], mut woken: mpsc::UnboundedReceiver<Key>) {
             }
         }
     }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn unfold<T: Send + 'static>(receiver: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
