@@ -5,5 +5,6 @@ mod crd;
 mod end_of_life;
 mod main_job;
 mod pacing;
+mod secrecy;
 mod startup;
 mod support;

@@ -1,10 +1,10 @@
 //! Start and end of the operator: what is missing is told with what to do about it.
 
+use crate::support::World;
 use crate::support::api_proxy::{ApiProxy, Point, Request, failure};
 use crate::support::control_plane::repository;
 use crate::support::namespace::Namespace;
-use crate::support::operator::http_status;
-use crate::support::{Settings, World};
+use crate::support::operator::{Settings, http_status};
 use axum::http::StatusCode;
 use opentunnel_operator::crd;
 use serde_json::json;

@@ -1,5 +1,5 @@
-//! What the tests stand on. A test makes a [`World`], starts an [`Operator`] in it, applies manifests
-//! and waits for what a user would see.
+//! What the tests stand on. A test makes a [`World`], starts an [`operator::Operator`] in it, applies
+//! manifests and waits for what a user would see.
 
 pub mod api_proxy;
 pub mod audit;
@@ -10,7 +10,6 @@ pub mod namespace;
 pub mod operator;
 pub mod world;
 
-pub use operator::{Operator, Settings};
 pub use world::World;
 
 use std::time::Duration;

@@ -153,7 +153,7 @@ impl Operator {
 
     /// SIGTERM: returns once it has ended by itself.
     pub async fn terminate(mut self) -> ExitStatus {
-        let kill = Command::new("kill").arg(self.pid.to_string()).status().await;
+        let kill = Command::new("kill").arg(self.pid().to_string()).status().await;
         assert!(kill.expect("there is a kill").success(), "the operator had ended before");
         self.end().await
     }
@@ -174,7 +174,7 @@ impl Drop for Operator {
         while let Ok(None) = self.process.try_wait() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        ControlPlane::get().forget(self.pid);
+        ControlPlane::get().forget(self.pid());
     }
 }
 
