@@ -5,6 +5,7 @@ mod crd;
 mod end_of_life;
 mod main_job;
 mod pacing;
+mod recovery;
 mod secrecy;
 mod startup;
 mod support;
