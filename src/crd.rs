@@ -31,6 +31,9 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The operator's name: value of [`MANAGED_BY_LABEL`], field manager and reporting controller.
 pub const MANAGER: &str = "opentunnel-operator";
 
+/// Generations beyond these come from nobody's count: somebody wrote them in.
+pub const GENERATIONS: std::ops::Range<i64> = 0..i64::MAX / 2;
+
 /// AWS's default for `timeout.maxLifetimeTimeoutMinutes`: 12 hours (OpenTunnel API reference).
 pub const DEFAULT_LIFETIME_MINUTES: i32 = 720;
 

@@ -2,7 +2,7 @@
 
 use super::observe::{Answer, SecretState};
 use super::validate::{Desired, SecretRef};
-use crate::crd::{self, ClientMode};
+use crate::crd::{self, ClientMode, GENERATIONS};
 use crate::tunnels::{Side, Tokens, TunnelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -10,9 +10,6 @@ use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-
-/// Generations beyond these come from nobody's count: somebody wrote them in.
-pub const GENERATIONS: std::ops::Range<i64> = 0..i64::MAX / 2;
 
 /// The wanted Secrets as states.
 pub fn states(

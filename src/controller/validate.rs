@@ -1,9 +1,9 @@
 //! Step 1, pure: the Tunnel as it is stored becomes what it wants and what it records, in types
 //! that hold nothing invalid.
 
-use super::secrets::GENERATIONS;
 use crate::crd::{
-    ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, OPENING_ANNOTATION, Reason, State, Tunnel,
+    ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, GENERATIONS, OPENING_ANNOTATION, Reason, State,
+    Tunnel,
 };
 use crate::pacer::Key;
 use crate::tunnels::{Attempt, DestinationConfig, OpenRequest, TunnelId, TunnelRef};

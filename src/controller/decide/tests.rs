@@ -5,7 +5,7 @@ use super::super::observe::{Failure, Memory, Rotation};
 use super::super::secrets::tokens_digest;
 use super::super::validate::{Record, SecretRef};
 use super::*;
-use crate::crd::ClientMode;
+use crate::crd::{ClientMode, DeletionPolicy};
 use crate::pacer::{Gate, Key};
 use crate::tunnels::{Attempt, CallError, Heard, OpenRequest, Owner, Search, Tokens, TunnelId};
 
