@@ -87,7 +87,7 @@ async fn run(flags: Run) -> Result<(), String> {
             ready.store(true, Ordering::Relaxed);
             tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
             tokio::time::sleep(GATHER).await;
-            let poll = shared.poller.run(|| watch::watched(&told));
+            let poll = shared.poller.run(|| watch::watched(&shared, &told));
             tokio::join!(poll, shared.open.run(), shared.close.run(), shared.rotate.run())
         };
         tokio::join!(waking, serving)

@@ -5,6 +5,7 @@ use super::{error_policy, traced, validate};
 use crate::crd::{State, Tunnel};
 use crate::pacer::Key;
 use crate::poller::Watched;
+use crate::tunnels::Home;
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -143,10 +144,13 @@ impl Watch {
         self.namespace.as_deref().is_none_or(|n| n == namespace)
     }
 
-    fn watched(&self) -> Vec<Watched> {
+    fn watched(&self, ctx: &Context) -> Vec<Watched> {
         let watched = |tunnel: &Arc<Tunnel>| {
             let desired = validate::validate(tunnel).ok()?;
             let recorded = desired.record.tunnel.filter(|t| t.state == State::Open)?;
+            if ctx.aws.home(&recorded.tunnel.arn) == Home::Elsewhere {
+                return None;
+            }
             Some(Watched { key: desired.key, id: recorded.tunnel.id, opened_at: recorded.opened_at })
         };
         self.store.state().iter().filter_map(watched).collect()
@@ -154,8 +158,8 @@ impl Watch {
 }
 
 /// The tunnels that all watches think open.
-pub fn watched(watches: &[Watch]) -> Vec<Watched> {
-    watches.iter().flat_map(Watch::watched).collect()
+pub fn watched(ctx: &Context, watches: &[Watch]) -> Vec<Watched> {
+    watches.iter().flat_map(|watch| watch.watched(ctx)).collect()
 }
 
 /// Hands the keys of those to be woken to their watches.
