@@ -7,7 +7,7 @@ use super::validate::Desired;
 use crate::clock::Now;
 use crate::crd::{Condition, Reason, State, TunnelStatus};
 use crate::tunnels::TunnelRef;
-use jiff::{Timestamp, Unit};
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde_json::{Value, json};
 
 /// The status after `change`. `before` is the one that the decision was made on.
@@ -59,7 +59,9 @@ pub fn after(
 
 fn opened_at(status: &mut TunnelStatus, desired: &Desired, at: Timestamp) {
     status.opened_at = Some(seconds(at));
-    status.expires_at = at.saturating_add(desired.lifetime).ok().map(seconds);
+    // Never before AWS's own: who asks then is told that it is open.
+    let up = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
+    status.expires_at = at.saturating_add(desired.lifetime).ok().map(|at| at.round(up).unwrap_or(at));
 }
 
 /// What the main condition says after a change; `None`: what it said before.
