@@ -23,9 +23,10 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 	@cargo build --workspace
 	@python3 -B dev/demo
 
+# The tests on the control plane wait more than they compute: more threads than cores.
 test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
 	$(step) "cargo test"
-	@cargo test --workspace --no-fail-fast
+	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"

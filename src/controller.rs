@@ -36,6 +36,7 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
     let key = validate::validate(&tunnel)?.key;
     let mut memory = ctx.memories.take(&key, ctx.mono());
     let outcome = steps(tunnel, &ctx, &mut memory).await;
+    memory.trouble = outcome.as_ref().err().map(ToString::to_string);
     if outcome.is_err() {
         ctx.give_back(&key, None);
     }

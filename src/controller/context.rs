@@ -57,7 +57,7 @@ pub struct Context {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused, or did not answer.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {}", words(source))]
     Api {
         /// What was tried.
         what: &'static str,
@@ -74,6 +74,14 @@ pub enum Error {
     /// A bug.
     #[error("no end after {0} steps, the last one {1}: please report this as a bug")]
     Endless(usize, String),
+}
+
+/// An API server's refusal in its own words, not as the whole object that they came in.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
 }
 
 impl Error {

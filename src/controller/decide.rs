@@ -84,8 +84,10 @@ impl Case<'_> {
                 // Wiped by a user (kubectl replace): its opener writes it again and goes on.
                 None => Decision::Claim(Some(attempt.clone())),
                 Some(claim) if claim != attempt => Decision::Abandon(answer.tunnel.clone()),
-                Some(_) => self.keep_tokens(record.token_generation + 1, |generation| {
-                    (Change::Opened { generation }, Change::Kept { generation })
+                Some(_) => self.in_trouble().unwrap_or_else(|| {
+                    self.keep_tokens(record.token_generation + 1, |generation| {
+                        (Change::Opened { generation }, Change::Kept { generation })
+                    })
                 }),
             },
             AnswerOf::Rotate(generation) => {

@@ -101,6 +101,8 @@ pub struct Memory {
     pub closed: Vec<TunnelId>,
     /// The last AWS call that failed, until one succeeds.
     pub failure: Option<Failure>,
+    /// What the last reconcile failed with, if it failed.
+    pub trouble: Option<String>,
     /// The object as it was last written, until the watch shows it.
     pub written: Option<std::sync::Arc<Tunnel>>,
 }

@@ -60,8 +60,8 @@ pub fn after(
 fn opened_at(status: &mut TunnelStatus, desired: &Desired, at: Timestamp) {
     status.opened_at = Some(seconds(at));
     // Never before AWS's own: who asks then is told that it is open.
-    let up = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
-    status.expires_at = at.saturating_add(desired.lifetime).ok().map(|at| at.round(up).unwrap_or(at));
+    let end = at.saturating_add(desired.lifetime).ok();
+    status.expires_at = end.map(|end| whole_seconds(end, RoundMode::Ceil));
 }
 
 /// What the main condition says after a change; `None`: what it said before.
@@ -128,9 +128,13 @@ fn conditions(before: &TunnelStatus, report: &Report, generation: i64, now: Time
     wanted.into_iter().map(condition).collect()
 }
 
-/// Kubernetes' times have whole seconds.
+/// Kubernetes' times have whole seconds; a time that has been is never in the future.
 fn seconds(time: Timestamp) -> Timestamp {
-    time.round(Unit::Second).unwrap_or(time)
+    whole_seconds(time, RoundMode::Floor)
+}
+
+fn whole_seconds(time: Timestamp, mode: RoundMode) -> Timestamp {
+    time.round(TimestampRound::new().smallest(Unit::Second).mode(mode)).unwrap_or(time)
 }
 
 /// The body of a merge patch that makes the status this one: what is not set is taken out.

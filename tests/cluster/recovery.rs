@@ -2,8 +2,9 @@
 //! tunnel is kept, and live tokens come back by rotation.
 
 use crate::support::World;
-use crate::support::api_proxy::Point;
-use crate::support::namespace::status;
+use crate::support::api_proxy::{self, Point};
+use crate::support::namespace::{main_condition, status};
+use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use secure_tunneling_emulator::TunnelStatus;
@@ -126,4 +127,20 @@ async fn an_operator_of_another_region_leaves_a_tunnel_alone() {
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Open);
     let _back = world.operator().await;
     assert_renewed(&world, 2).await;
+}
+
+#[tokio::test]
+async fn a_secret_that_may_not_be_written_is_told_and_the_tokens_are_kept_in_hand() {
+    let world = World::new().await;
+    let proxy = world.api_proxy().await;
+    let refusal = api_proxy::failure(StatusCode::FORBIDDEN, "secrets is forbidden: no rights");
+    proxy.answer(StatusCode::FORBIDDEN, refusal, |r| r.is_secret_write());
+    let _operator = world.operator_with(&world.settings().via(&proxy)).await;
+    world.apply(PLAIN).await;
+    let tunnel = world.wait_condition("plain", ("Ready", "False", "Opening")).await;
+    let message = main_condition(&tunnel).expect("a condition").message.clone();
+    assert!(message.contains("secrets is forbidden: no rights"), "{message}");
+    proxy.answer_no_more();
+    assert_renewed(&world, 1).await;
+    assert_eq!(rotations(&world).await, 0, "the tokens in hand are the ones that come");
 }

@@ -5,6 +5,7 @@ use crate::controller::context::Error;
 use crate::controller::secrets::{data_digest, secret_data};
 use crate::crd::{self, MANAGER};
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
@@ -21,7 +22,10 @@ impl Act<'_> {
         secret.metadata.name = Some(wanted.name.clone());
         secret.metadata.namespace = Some(self.desired.key.namespace.clone());
         secret.metadata.managed_fields = None;
-        secret.metadata.owner_references = self.view.tunnel.controller_owner_ref(&()).map(|o| vec![o]);
+        let owner = self.view.tunnel.controller_owner_ref(&());
+        // As Kubernetes' own controllers set it; OpenShift then asks for rights on tunnels/finalizers.
+        let owner = owner.map(|o| OwnerReference { block_owner_deletion: Some(true), ..o });
+        secret.metadata.owner_references = owner.map(|o| vec![o]);
         secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
         secret.type_ = Some(crd::SECRET_TYPE.into());
         secret.string_data = None;

@@ -341,6 +341,9 @@ table! {
 table! {
     an_answer_is_judged_on_a_fresh_read: claimed(0).opened(Some(MONO - 2)) => Read,
     then_the_secret_is_written: claimed(0).opened(Some(MONO)) => WriteSecret { index: 0, generation: 1 },
+    tokens_that_the_api_server_does_not_take_are_reported_after_5_s: refused_secret(None)
+        => Record(Change::Report(Report { reason: Reason::Opening, message })) if message.contains("forbidden"),
+    and_tried_on: refused_secret(Some(Reason::Opening)) => WriteSecret { index: 0, generation: 1 },
     then_the_status: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![holding(1)])
         => Record(Change::Opened { generation: 1 }),
     each_secret_is_written: claimed(0).opened(Some(MONO)).with(|s| {
@@ -368,6 +371,15 @@ table! {
         => Close { tunnel, .. } if t1(tunnel),
     then_the_finalizer_goes: deleted(claimed(0).opened(Some(MONO)))
         .with(|s| { s.memory.closed = vec![TunnelId("t1".into())]; s.memory.open_doubt = None }) => Release,
+}
+
+fn refused_secret(reported: Option<Reason>) -> Given {
+    claimed(0).opened(Some(MONO)).with(|s| {
+        s.memory.trouble = Some("forbidden".into());
+        s.memory.first_seen = mono(MONO - 5);
+        s.desired.record.reported = reported;
+        s.desired.record.observed_generation = Some(1);
+    })
 }
 
 // Open and Ready; recovery by rotation.

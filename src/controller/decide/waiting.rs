@@ -64,6 +64,17 @@ impl Case<'_> {
         (unheard && self.now.mono < failure.retry_at).then_some(failure)
     }
 
+    /// The tokens are in hand, and the API server does not take them: said once, while it is tried on.
+    pub(super) fn in_trouble(&self) -> Option<Decision> {
+        let trouble = self.o.memory.trouble.as_ref()?;
+        let words = format!("the tunnel is open, but its tokens cannot be kept yet: {trouble}");
+        let report = self.after_5s(self.o.memory.first_seen, Reason::Opening, &words)?;
+        match self.wait(Some(report), Wait::default()) {
+            Decision::Wait(_) => None,
+            record => Some(record),
+        }
+    }
+
     pub(super) fn wait_for_secret(&self) -> Decision {
         let until = Some(self.now.mono + CONFLICT_RETRY);
         self.wait(Some(self.conflict()), Wait { until, ..Wait::default() })
