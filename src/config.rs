@@ -1,6 +1,6 @@
 //! Flags and their twins in the environment.
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -47,6 +47,10 @@ pub struct Run {
     /// Time between two rounds of ListTunnels, e.g. 60s
     #[arg(long, env = "OPENTUNNEL_POLL_INTERVAL", default_value = "60s", value_parser = duration)]
     pub poll_interval: Duration,
+    /// Watch the token Secrets by their label, so that one that is lost or edited comes back at once. It
+    /// needs the rights to list and watch Secrets; false: each Tunnel looks at its own at every poll
+    #[arg(long, env = "OPENTUNNEL_WATCH_SECRETS", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub watch_secrets: bool,
     /// Address of /healthz and /readyz
     #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "0.0.0.0:8080")]
     pub http_addr: SocketAddr,

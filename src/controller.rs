@@ -7,6 +7,7 @@ pub mod decide;
 pub mod decision;
 pub mod memories;
 pub mod observe;
+pub mod owned;
 pub mod secrets;
 pub mod status;
 pub mod validate;
@@ -48,24 +49,26 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
 
 async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Result<Action, Error> {
     let mut view = View { tunnel: newest(tunnel, memory), read_at: None, gone: false };
-    let mut secrets: Option<Vec<Option<Secret>>> = None;
+    let mut secrets: Option<secrets::Read> = None;
     let mut last = None;
     for _ in 0..MAX_STEPS {
         // 1. What the object says. Needs nobody.
         let desired = validate::validate(&view.tunnel)?;
         // 2. What else there is. Reads the Secrets, unless they were read already.
-        if desired.deleted_at.is_some() {
-            secrets = Some(Vec::new()); // a deletion needs none: no trouble with Secrets may hold it up
-        }
-        if secrets.is_none() {
-            secrets = Some(read_secrets(ctx, &desired).await?);
+        // A deletion needs none: no trouble with Secrets may hold it up.
+        let names = match desired.deleted_at {
+            Some(_) => Vec::new(),
+            None => secrets::names(&desired, ctx.owned.names(&desired.key)),
+        };
+        if secrets.as_ref().is_none_or(|read| !read.iter().map(|(name, _)| name).eq(&names)) {
+            secrets = Some(read_secrets(ctx, &desired.key.namespace, names).await?);
         }
         let now = ctx.now();
         if ctx.memories.has_vanished(&desired.key) {
             memory.saw_creation = false;
         }
         memory.note(&desired, now);
-        let observed = observed(ctx, &desired, &view, secrets.as_deref(), memory);
+        let observed = observed(ctx, &desired, &view, secrets.as_deref().unwrap_or_default(), memory);
         // 3. What to do. Needs nobody.
         let decision = decide::decide(&desired, &observed, &ctx.limits, now);
         tracing::debug!(?decision);
@@ -99,27 +102,31 @@ fn newest(watched: Arc<Tunnel>, memory: &mut Memory) -> Arc<Tunnel> {
     }
 }
 
-async fn read_secrets(ctx: &Context, desired: &validate::Desired) -> Result<Vec<Option<Secret>>, Error> {
-    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &desired.key.namespace);
-    let mut secrets = Vec::with_capacity(desired.secrets.len());
-    for wanted in &desired.secrets {
-        secrets.push(ctx.api("read the Secret", api.get_opt(&wanted.name)).await?);
+async fn read_secrets(ctx: &Context, namespace: &str, names: Vec<String>) -> Result<secrets::Read, Error> {
+    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
+    let mut read = Vec::with_capacity(names.len());
+    for name in names {
+        let secret = ctx.api("read the Secret", api.get_opt(&name)).await?;
+        read.push((name, secret));
     }
-    Ok(secrets)
+    Ok(read)
 }
 
 fn observed<'a>(
     ctx: &Context,
     desired: &validate::Desired,
     view: &View,
-    secrets: Option<&[Option<Secret>]>,
+    read: &[(String, Option<Secret>)],
     memory: &'a Memory,
 ) -> Observed<'a> {
     let answer = memory.answer.as_ref().map(|a| (a, ctx.aws.region()));
+    let mut secrets = secrets::states(read, desired, answer);
+    let former = secrets.split_off(desired.secrets.len().min(secrets.len()));
     Observed {
         read_at: view.read_at,
         gone: view.gone,
-        secrets: secrets::states(secrets, desired, answer),
+        secrets,
+        former,
         memory,
         search: ctx.poller.found(&desired.key),
         home: desired.record.tunnel.as_ref().map_or(Home::Here, |t| ctx.aws.home(&t.tunnel.arn)),

@@ -83,7 +83,6 @@ pub const DEFAULT_LIFETIME_MINUTES: i32 = 720;
     validation = immutable("destination", "has(self.destination) == has(oldSelf.destination) && (!has(self.destination) || self.destination == oldSelf.destination)"),
     validation = immutable("tags", "has(self.tags) == has(oldSelf.tags) && (!has(self.tags) || self.tags == oldSelf.tags)"),
     validation = immutable("timeout", "(has(self.timeout) && has(self.timeout.maxLifetimeTimeoutMinutes) ? self.timeout.maxLifetimeTimeoutMinutes : 720) == (has(oldSelf.timeout) && has(oldSelf.timeout.maxLifetimeTimeoutMinutes) ? oldSelf.timeout.maxLifetimeTimeoutMinutes : 720)"),
-    validation = immutable("secrets", "has(self.secrets) == has(oldSelf.secrets) && (!has(self.secrets) || self.secrets == oldSelf.secrets)"),
 )]
 pub struct TunnelSpec {
     /// What the tunnel is for: one line, 1-2048 characters without control characters.
@@ -114,8 +113,7 @@ pub struct TunnelSpec {
     pub deletion_policy: DeletionPolicy,
 }
 
-/// A rule that keeps `field` as it is. Everything in the spec but `deletionPolicy` describes the
-/// arguments of one OpenTunnel call, and AWS has no call that changes them.
+/// A rule that keeps `field` as it is: an argument of OpenTunnel that AWS has no call to change.
 fn immutable(field: &str, unchanged: &str) -> Rule {
     Rule::new(unchanged)
         .message(Message::Message(format!(
@@ -218,6 +216,17 @@ impl ClientMode {
         self != Self::Source
     }
 
+    /// The sides of this mode that `other` has not.
+    pub fn without(self, other: Option<Self>) -> Option<Self> {
+        let has = |side: fn(Self) -> bool| side(self) && !other.is_some_and(side);
+        match (has(Self::has_source), has(Self::has_destination)) {
+            (true, true) => Some(Self::All),
+            (true, false) => Some(Self::Source),
+            (false, true) => Some(Self::Destination),
+            (false, false) => None,
+        }
+    }
+
     /// The mode that covers both.
     pub fn union(self, other: Self) -> Self {
         if self == other { self } else { Self::All }
@@ -265,7 +274,8 @@ pub struct TunnelStatus {
     /// Counts the tokens' generations: an opening is one, each rotation is one. A Secret is written
     /// only over a lower generation.
     pub token_generation: Option<i64>,
-    /// SHA-256 over the names and data of all token Secrets, in hexadecimal: how an edit is noticed.
+    /// SHA-256 of each token Secret's data, in hexadecimal, in the order of `secrets`: how an edit is
+    /// noticed. Those of several Secrets are cut to the same length, 128 characters in all.
     #[schemars(length(max = 128))]
     pub tokens_digest: Option<String>,
     /// The conditions, the main one (`Ready` or `Ended`) first.

@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use futures::future::{FutureExt, join_all};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::ListParams;
 use kube::{Api, Client};
 use opentunnel_operator::aws::Aws;
 use opentunnel_operator::config::{Command, Run};
@@ -72,7 +73,7 @@ async fn run(flags: Run) -> Result<(), String> {
     let mut runs = JoinSet::new();
     let mut watches = Vec::new();
     for namespace in namespaces {
-        let (watch, run) = Watch::start(&ctx, namespace, &stopping);
+        let (watch, run) = Watch::start(&ctx, namespace, flags.watch_secrets, &stopping);
         watches.push(watch);
         runs.spawn(run);
     }
@@ -131,6 +132,9 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config).map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     check_crd(&client, &server).await?;
+    if flags.watch_secrets {
+        check_secrets(&client, &flags.watch_namespace).await?;
+    }
     let cluster = match &flags.cluster_id {
         Some(id) => id.clone(),
         None => cluster_id(&client).await?,
@@ -144,7 +148,29 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
         open_rate: flags.open_rate,
         close_rate: flags.close_rate,
         poll_interval: flags.poll_interval,
+        watch_secrets: flags.watch_secrets,
     }))
+}
+
+/// Without the rights to list them, the watch of Secrets would never be synced.
+async fn check_secrets(client: &Client, namespaces: &[String]) -> Result<(), String> {
+    let mut apis: Vec<Api<Secret>> = namespaces.iter().map(|n| Api::namespaced(client.clone(), n)).collect();
+    if apis.is_empty() {
+        apis.push(Api::all(client.clone()));
+    }
+    let one = ListParams::default().labels(&watch::secrets::selector()).limit(1);
+    for api in apis {
+        let listed = tokio::time::timeout(START_TIMEOUT, api.list_metadata(&one)).await;
+        if let Ok(Err(kube::Error::Api(status))) = listed
+            && status.code == 403
+        {
+            return Err(format!(
+                "cannot list Secrets ({}): grant list and watch on them, or set --watch-secrets=false",
+                status.message
+            ));
+        }
+    }
+    Ok(())
 }
 
 async fn cluster_id(client: &Client) -> Result<String, String> {

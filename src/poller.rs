@@ -35,11 +35,20 @@ pub struct Watched {
     pub opened_at: Timestamp,
 }
 
+/// How it polls.
+pub struct Rounds {
+    /// Between two rounds.
+    pub interval: Duration,
+    /// Every Tunnel with an open tunnel is woken in each round, whatever AWS says: nothing else would make it look
+    /// at its Secrets.
+    pub wake_all: bool,
+}
+
 /// The poller.
 pub struct Poller {
     aws: Aws,
     cluster: String,
-    interval: Duration,
+    rounds: Rounds,
     start: Instant,
     state: Mutex<Shared>,
     asked: Notify,
@@ -72,16 +81,10 @@ impl Searching {
 }
 
 impl Poller {
-    /// A poller for the tunnels of `cluster`, with a round every `interval` while there is something
-    /// to look at. `start` is where [`Mono`] counts from.
-    pub fn new(
-        aws: Aws,
-        cluster: String,
-        interval: Duration,
-        start: Instant,
-        wake: mpsc::UnboundedSender<Key>,
-    ) -> Self {
-        Self { aws, cluster, interval, start, state: Mutex::default(), asked: Notify::new(), wake }
+    /// A poller for the tunnels of `cluster`, with rounds while there is something to look at. `start`
+    /// is where [`Mono`] counts from.
+    pub fn new(aws: Aws, cluster: String, rounds: Rounds, start: Instant, wake: mpsc::UnboundedSender<Key>) -> Self {
+        Self { aws, cluster, rounds, start, state: Mutex::default(), asked: Notify::new(), wake }
     }
 
     /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
@@ -128,14 +131,14 @@ impl Poller {
         let mut last_round: Option<Instant> = None;
         let mut failures: u32 = 0;
         loop {
-            let due = last_round.map_or(Duration::ZERO, |at| self.interval.saturating_sub(at.elapsed()));
+            let due = last_round.map_or(Duration::ZERO, |at| self.rounds.interval.saturating_sub(at.elapsed()));
             if !self.is_asked() {
                 tokio::select! {
                     () = tokio::time::sleep(due) => {}
                     () = self.asked.notified() => tokio::time::sleep(GATHER).await,
                 }
             }
-            let round_due = last_round.is_none_or(|at| at.elapsed() >= self.interval);
+            let round_due = last_round.is_none_or(|at| at.elapsed() >= self.rounds.interval);
             let watched = if round_due { watched() } else { Vec::new() };
             let described = self.describe_asked().await;
             let searching = self.is_searching();
@@ -319,7 +322,7 @@ impl Poller {
             // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
             let as_recorded = matches!(now.word, Word::Open { created_at }
                 if created_at.duration_since(*opened_at).abs() <= clock::TOLERANCE);
-            if !as_recorded {
+            if !as_recorded || self.rounds.wake_all {
                 let _ = self.wake.send(key.clone());
             }
         }

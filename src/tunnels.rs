@@ -107,6 +107,18 @@ pub struct Tokens {
     pub destination: Option<Side>,
 }
 
+impl Tokens {
+    /// Whether the tokens of all sides of `mode` are there.
+    pub fn have(&self, mode: ClientMode) -> bool {
+        (!mode.has_source() || self.source.is_some()) && (!mode.has_destination() || self.destination.is_some())
+    }
+
+    /// These, and `others` for the sides that are not there.
+    pub fn or(self, others: Self) -> Self {
+        Self { source: self.source.or(others.source), destination: self.destination.or(others.destination) }
+    }
+}
+
 /// The destination of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestinationConfig {

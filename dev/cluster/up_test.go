@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -207,7 +208,11 @@ exec %s "$@"
 	if _, err := os.Stat(first); err != nil {
 		t.Error("the API server was not started twice")
 	}
-	_ = p.Process.Signal(syscall.SIGHUP)
+	end := syscall.SIGHUP
+	if signal.Ignored(end) { // under nohup
+		end = syscall.SIGTERM
+	}
+	_ = p.Process.Signal(end)
 	if _, code := p.exit(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}

@@ -13,7 +13,6 @@ use crate::clock::{Mono, Now};
 use crate::crd::{ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Reason, Tunnel};
 use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Tokens, TunnelId, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -35,8 +34,8 @@ pub struct Act<'a> {
     pub desired: &'a Desired,
     /// The object.
     pub view: &'a mut View,
-    /// The wanted Secrets; `None`: they are to be read again.
-    pub secrets: &'a mut Option<Vec<Option<Secret>>>,
+    /// The Secrets that concern it; `None`: they are to be read again.
+    pub secrets: &'a mut Option<secrets::Read>,
     /// What is remembered.
     pub memory: &'a mut Memory,
     /// When it was decided.
@@ -61,6 +60,8 @@ impl Act<'_> {
             Decision::Disown { tunnel, opened_at } => self.disown(&tunnel, opened_at).await,
             Decision::WriteSecret { index, generation } => self.write_secret(index, generation).await?,
             Decision::DeleteSecret { index } => self.delete_secret(index).await?,
+            Decision::TryCreate { index } => self.try_create(index).await?,
+            Decision::Reuse => self.reuse(),
             Decision::Record(change) => self.record(&change).await?,
             Decision::Release => {
                 let finalizers = self.finalizers(false);
@@ -151,7 +152,9 @@ impl Act<'_> {
 
     async fn rotate(&mut self, tunnel: &TunnelId, mode: ClientMode, generation: i64) {
         let called = self.ctx.mono();
-        self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Doubt(called) });
+        let others_live = self.memory.rotation.is_some_and(|r| r.others_live);
+        let rotation = |stage| Some(Rotation { generation, mode, others_live, stage });
+        self.memory.rotation = rotation(RotationStage::Doubt(called));
         self.ctx.rotate.begin(&self.desired.key);
         let outcome = self.ctx.aws.rotate(tunnel, mode, self.desired.request.destination.as_ref()).await;
         self.ctx.rotate.end(&self.desired.key, &outcome);
@@ -160,15 +163,30 @@ impl Act<'_> {
         }
         match (outcome, &self.desired.record.tunnel) {
             (Ok(tokens), Some(recorded)) => {
-                self.answered(AnswerOf::Rotate(generation), recorded.tunnel.clone(), tokens);
+                let tunnel = recorded.tunnel.clone();
+                let tokens = if others_live { tokens.or(self.kept_tokens()) } else { tokens };
+                self.answered(AnswerOf::Rotate(generation), tunnel, tokens);
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
                 if error.kind != CallErrorKind::Doubt {
-                    self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Claimed });
+                    self.memory.rotation = rotation(RotationStage::Claimed);
                 }
                 self.failed("RotateTunnelAccessToken", error);
             }
+        }
+    }
+
+    /// The tokens that the Secrets of a Ready Tunnel hold.
+    fn kept_tokens(&self) -> Tokens {
+        let read = self.secrets.as_deref().unwrap_or_default();
+        secrets::kept_tokens(read, &secrets::states(read, self.desired, None))
+    }
+
+    fn reuse(&mut self) {
+        if let Some(recorded) = &self.desired.record.tunnel {
+            let (tunnel, tokens) = (recorded.tunnel.clone(), self.kept_tokens());
+            self.answered(AnswerOf::Secrets(self.desired.record.token_generation), tunnel, tokens);
         }
     }
 
@@ -244,14 +262,18 @@ impl Act<'_> {
 
     async fn record(&mut self, change: &Change) -> Result<(), Error> {
         let before = self.view.tunnel.status.clone().unwrap_or_default();
-        let states = secrets::states(self.secrets.as_deref(), self.desired, None);
-        let after = status::after(&before, change, self.desired, &states, self.memory, self.now);
+        let states = secrets::states(self.secrets.as_deref().unwrap_or_default(), self.desired, None);
+        let wanted = states.get(..self.desired.secrets.len()).unwrap_or_default();
+        let after = status::after(&before, change, self.desired, wanted, self.memory, self.now);
         if !self.patch("write its status", json!({}), Some(status::patch(&after))).await? {
             return Ok(());
         }
         let memory = &mut *self.memory;
+        let rotation = |generation: &i64, mode, others_live, stage| {
+            Some(Rotation { generation: *generation, mode, others_live, stage })
+        };
         match change {
-            Change::Opened { .. } | Change::Rotated | Change::Ended { .. } => {
+            Change::Opened { .. } | Change::Rotated | Change::Arranged | Change::Ended { .. } => {
                 memory.answer = None;
                 memory.attempt = None;
                 memory.open_doubt = None;
@@ -263,15 +285,29 @@ impl Act<'_> {
                 memory.answer = None;
                 memory.attempt = None;
                 memory.open_doubt = None;
-                memory.rotation = Some(Rotation { generation: *generation, stage: RotationStage::Lost });
+                memory.rotation = rotation(generation, self.desired.client_mode(), false, RotationStage::Lost);
             }
-            Change::Adopted { generation, .. } | Change::Rotating { generation } => {
+            Change::Adopted { generation, .. } => {
                 memory.attempt = None;
                 memory.open_doubt = None;
                 memory.late_rotation = None;
-                memory.rotation = Some(Rotation { generation: *generation, stage: RotationStage::Claimed });
+                memory.rotation = rotation(generation, self.desired.client_mode(), false, RotationStage::Claimed);
             }
-            Change::Report(_) => self.forget_rotation(),
+            Change::Rotating { generation, mode } => {
+                memory.attempt = None;
+                memory.open_doubt = None;
+                let ready = self.desired.record.reported == Some(Reason::Open);
+                let others_live = ready && memory.late_rotation.take().is_none();
+                memory.rotation = rotation(generation, *mode, others_live, RotationStage::Claimed);
+            }
+            Change::Report(report) => {
+                self.forget_rotation();
+                // It was Ready until this write: nobody's rotation has to be waited for.
+                if report.reason == Reason::SecretConflict && self.desired.record.reported == Some(Reason::Open) {
+                    let (generation, mode) = (&self.desired.record.token_generation, self.desired.client_mode());
+                    self.memory.rotation = rotation(generation, mode, false, RotationStage::Lost);
+                }
+            }
             Change::OpenedAt(_) => {}
         }
         if matches!(change, Change::Ended { .. }) {
@@ -285,10 +321,12 @@ impl Act<'_> {
 
     /// Drops new tokens that cannot be kept: they come by another rotation.
     fn forget_rotation(&mut self) {
-        if let Some(Answer { of: AnswerOf::Rotate(generation), .. }) = self.memory.answer {
+        if let Some(Answer { of: AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation), .. }) =
+            self.memory.answer
+        {
             self.memory.answer = None;
-            if self.memory.rotation.is_some_and(|r| r.generation == generation) {
-                self.memory.rotation = Some(Rotation { generation, stage: RotationStage::Lost });
+            if let Some(rotation) = self.memory.rotation.as_mut().filter(|r| r.generation == generation) {
+                rotation.stage = RotationStage::Lost;
             }
         }
     }

@@ -3,13 +3,14 @@
 use super::decision::Lane;
 use super::memories::Memories;
 use super::observe::{Answer, AnswerOf, Limits, Memory};
+use super::owned::Owned;
 use super::status::Note;
 use super::validate;
 use crate::aws::Aws;
 use crate::clock::{Mono, Now};
 use crate::crd::{MANAGER, Tunnel};
 use crate::pacer::{Key, Pacer};
-use crate::poller::Poller;
+use crate::poller::{self, Poller};
 use crate::tunnels::TunnelRef;
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
@@ -51,6 +52,10 @@ pub struct Context {
     pub stopping: AtomicBool,
     /// What is remembered of each Tunnel.
     pub memories: Memories,
+    /// Which Secrets are whose.
+    pub owned: Owned,
+    /// Tunnels that are to be woken.
+    pub wake: mpsc::UnboundedSender<Key>,
 }
 
 /// A failed reconcile. It is tried again.
@@ -99,6 +104,13 @@ impl Error {
     pub(super) fn is_not_found(&self) -> bool {
         self.code() == Some(404)
     }
+
+    /// A create in a namespace that is being deleted is refused, for this cause.
+    pub(super) fn is_namespace_ending(&self) -> bool {
+        let Self::Api { source: kube::Error::Api(status), .. } = self else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
 }
 
 /// The Tunnel as this reconcile sees it.
@@ -125,6 +137,8 @@ pub struct Parts {
     pub close_rate: f64,
     /// Between two rounds of ListTunnels.
     pub poll_interval: Duration,
+    /// Secrets are watched. If not, each Tunnel looks at its own at every poll.
+    pub watch_secrets: bool,
 }
 
 /// AWS's quota for RotateTunnelAccessToken (Service Quotas: 10 a second).
@@ -137,7 +151,13 @@ impl Context {
         let (wake, woken) = mpsc::unbounded_channel();
         let (abandoned, to_close) = mpsc::unbounded_channel();
         let pacer = |rate| Arc::new(Pacer::new(rate, wake.clone()));
-        let poller = Poller::new(parts.aws.clone(), parts.cluster.clone(), parts.poll_interval, start, wake.clone());
+        let poller = Poller::new(
+            parts.aws.clone(),
+            parts.cluster.clone(),
+            poller::Rounds { interval: parts.poll_interval, wake_all: !parts.watch_secrets },
+            start,
+            wake.clone(),
+        );
         let context = Self {
             open: pacer(parts.open_rate),
             close: pacer(parts.close_rate),
@@ -151,6 +171,8 @@ impl Context {
             start,
             stopping: AtomicBool::new(false),
             memories: Memories::default(),
+            owned: Owned::default(),
+            wake,
         };
         (Arc::new(context), woken, to_close)
     }

@@ -10,7 +10,7 @@ use super::observe::{Answer, AnswerOf, Limits, Observed, RotationStage, SecretSt
 use super::secrets;
 use super::validate::{Desired, RecordedTunnel};
 use crate::clock::{self, Mono, Now};
-use crate::crd::{Reason, State};
+use crate::crd::{ClientMode, Reason, State};
 use crate::pacer::Turn;
 use crate::tunnels::{CallErrorKind, Found, Home, TunnelRef, Word};
 use jiff::{SignedDuration, Timestamp};
@@ -19,6 +19,8 @@ use std::time::Duration;
 mod ending;
 mod waiting;
 
+/// So long the API server's word counts that it would take a Secret.
+const TRIAL_LIMIT: Duration = Duration::from_secs(5);
 /// A Secret that somebody's finalizer holds back is looked at again after this time.
 const TERMINATING_RETRY: Duration = Duration::from_secs(5);
 
@@ -90,13 +92,17 @@ impl Case<'_> {
                     })
                 }),
             },
-            AnswerOf::Rotate(generation) => {
-                let superseded =
-                    !mine || record.token_generation != *generation || record.reported == Some(Reason::Open);
-                if self.o.gone || self.d.deleted_at.is_some() || superseded {
+            AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation) => {
+                let (ready, reused) =
+                    (record.reported == Some(Reason::Open), matches!(answer.of, AnswerOf::Secrets(_)));
+                let superseded = !mine || record.token_generation != *generation || ready != reused;
+                // The spec may want a side by now that the answer has not.
+                let lacks = !answer.tokens.have(self.d.client_mode());
+                if self.o.gone || self.d.deleted_at.is_some() || superseded || lacks {
                     Decision::Forget
                 } else {
-                    self.keep_tokens(*generation, |_| (Change::Rotated, Change::Report(self.conflict())))
+                    let done = if reused { Change::Arranged } else { Change::Rotated };
+                    self.keep_tokens(*generation, |_| (done, Change::Report(self.conflict())))
                 }
             }
         })
@@ -109,18 +115,24 @@ impl Case<'_> {
         if self.o.secrets.contains(&SecretState::Foreign) {
             return Decision::Record(conflict);
         }
+        if self.o.memory.namespace_ends {
+            return Decision::Wait(Wait::default());
+        }
+        // The same generation's tokens may come where they did not stand before.
+        let newest = if done == Change::Arranged { generation } else { generation - 1 };
         for (index, secret) in self.o.secrets.iter().enumerate() {
             match secret {
                 SecretState::Terminating => {
                     return self.wait(None, Wait { until: Some(self.now.mono + TERMINATING_RETRY), ..Wait::default() });
                 }
                 SecretState::Ours { generation: g, sound: true, holds_answer: true, .. } if *g == generation => {}
-                SecretState::Ours { generation: g, .. } if *g >= generation => return Decision::Forget,
+                SecretState::Ours { generation: g, .. } if *g > newest => return Decision::Forget,
                 SecretState::Ours { sound: false, .. } => return Decision::DeleteSecret { index },
                 _ => return Decision::WriteSecret { index, generation },
             }
         }
-        Decision::Record(done)
+        // Until they are gone the status names them, so that whoever goes on from here finds them.
+        self.delete_former().unwrap_or(Decision::Record(done))
     }
 
     /// No tunnel is known: search where one may exist, else claim and open.
@@ -232,12 +244,27 @@ impl Case<'_> {
         }
         // A Rotate of ours that ended late may have revoked the tokens that were made after it.
         let late = self.o.memory.late_rotation.is_some_and(|g| g < self.d.record.token_generation);
-        if late || !secrets::are_kept(self.d, &self.o.secrets) {
-            return self.claim_rotation();
+        let needed = if late { Some(self.d.client_mode()) } else { secrets::to_rotate(self.d, self.o) };
+        if let Some(mode) = needed {
+            return self.try_create().unwrap_or_else(|| self.claim_rotation(mode));
+        }
+        if !secrets::are_arranged(self.d, self.o) {
+            return Decision::Reuse;
         }
         let until = self.o.memory.expired.is_none().then(|| self.at(tunnel.expires_at));
         let report = Report { reason: Reason::Open, message: String::new() };
         self.wait(Some(report), Wait { until, ..Wait::default() })
+    }
+
+    /// A lost Secret is not restored while its namespace is being deleted: nothing is rotated for it then.
+    fn try_create(&self) -> Option<Decision> {
+        let memory = self.o.memory;
+        let index = self.o.secrets.iter().position(|s| *s == SecretState::Missing)?;
+        if memory.namespace_ends {
+            return Some(Decision::Wait(Wait::default()));
+        }
+        let tried = memory.tried.is_some_and(|at| self.now.mono < at + TRIAL_LIMIT);
+        (!tried).then_some(Decision::TryCreate { index })
     }
 
     /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what
@@ -257,18 +284,18 @@ impl Case<'_> {
         if let Some(extra) = self.found().find(|f| f.tunnel.id != tunnel.tunnel.id) {
             return self.close(extra.tunnel.clone(), extra.created_at);
         }
-        let free = match memory.rotation.map(|r| r.stage) {
-            Some(RotationStage::Claimed) => {
+        let free = match memory.rotation.map(|r| (r.stage, r.mode)) {
+            Some((RotationStage::Claimed, mode)) => {
                 return self.in_lane(Lane::Rotate, self.o.rotate, || {
                     self.fresh(Decision::Rotate {
                         tunnel: tunnel.tunnel.id.clone(),
-                        mode: self.d.client_mode(),
+                        mode,
                         generation: self.d.record.token_generation,
                     })
                 });
             }
-            Some(RotationStage::Doubt(called)) => called + self.limits.recovery_grace,
-            Some(RotationStage::Lost) => self.now.mono,
+            Some((RotationStage::Doubt(called), _)) => called + self.limits.recovery_grace,
+            Some((RotationStage::Lost, _)) => self.now.mono,
             // Somebody else's, who may have left more than one tunnel behind.
             None if self.o.search.as_ref().is_none_or(|s| s.started < since) => {
                 return self.search(since, since, Reason::Rotating, since);
@@ -278,16 +305,17 @@ impl Case<'_> {
         if self.now.mono < free {
             return self.wait(None, Wait { until: Some(free), ..Wait::default() });
         }
-        self.claim_rotation()
+        // Who knows which sides have live tokens: all are made anew.
+        self.claim_rotation(self.d.client_mode())
     }
 
-    fn claim_rotation(&self) -> Decision {
+    fn claim_rotation(&self, mode: ClientMode) -> Decision {
         if let Some(decision) = self.backing_off() {
             return decision;
         }
         self.in_lane(Lane::Rotate, self.o.rotate, || {
             let generation = self.generation_above(self.d.record.token_generation);
-            Decision::Record(Change::Rotating { generation })
+            Decision::Record(Change::Rotating { generation, mode })
         })
     }
 

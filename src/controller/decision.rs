@@ -52,9 +52,16 @@ pub enum Decision {
     },
     /// Delete a Secret of this Tunnel's.
     DeleteSecret {
+        /// Which of [`Desired::secrets`]; beyond them, of those that are wanted no more.
+        index: usize,
+    },
+    /// Ask the API server whether it would take a Secret, before what the others hold is revoked.
+    TryCreate {
         /// Which of [`Desired::secrets`].
         index: usize,
     },
+    /// Take the live tokens out of the Secrets that hold them, for those that want them too.
+    Reuse,
     /// Write the status.
     Record(Change),
     /// Take the finalizer off.
@@ -120,7 +127,11 @@ pub enum Change {
     Rotating {
         /// Its generation.
         generation: i64,
+        /// The sides that get new tokens.
+        mode: ClientMode,
     },
+    /// The Secrets are those that the spec names, with the same tokens.
+    Arranged,
     /// The new tokens are in the Secrets.
     Rotated,
     /// The tunnel has ended.

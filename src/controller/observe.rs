@@ -3,7 +3,7 @@
 
 use super::validate::Desired;
 use crate::clock::{Mono, Now};
-use crate::crd::{Reason, Tunnel};
+use crate::crd::{ClientMode, Reason, Tunnel};
 use crate::pacer::{Gate, Turn};
 use crate::tunnels::{Attempt, CallError, Heard, Home, Search, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
@@ -28,6 +28,8 @@ pub struct Observed<'a> {
     pub gone: bool,
     /// The wanted Secrets, in the order of [`Desired::secrets`].
     pub secrets: Vec<SecretState>,
+    /// Secrets of this Tunnel's that it wants no more: they come after the wanted ones.
+    pub former: Vec<SecretState>,
     /// What this process remembers.
     pub memory: &'a Memory,
     /// The last completed search for its tunnels.
@@ -65,7 +67,11 @@ pub enum SecretState {
         digest: String,
         /// It can be updated, and Pods find in it what they expect: not immutable, of the right type.
         sound: bool,
-        /// It holds the tokens of the answer in [`Memory::answer`].
+        /// It is as it was recorded when the Tunnel last was Ready.
+        intact: bool,
+        /// The side whose keys it has, and no others.
+        mode: Option<ClientMode>,
+        /// It holds the tokens of the answer in [`Memory::answer`], and the watch of Secrets sees it.
         holds_answer: bool,
     },
 }
@@ -90,6 +96,10 @@ pub struct Memory {
     pub rotation: Option<Rotation>,
     /// An answer with tokens that are not yet in the Secrets.
     pub answer: Option<Answer>,
+    /// When the API server was last asked whether it would take a Secret.
+    pub tried: Option<Mono>,
+    /// It takes none: the namespace is being deleted.
+    pub namespace_ends: bool,
     /// The generation of a Rotate of this process that ended later than the limit of one call: the
     /// process was paused, and what it sent may have been carried out after a newer one.
     pub late_rotation: Option<i64>,
@@ -112,6 +122,10 @@ pub struct Memory {
 pub struct Rotation {
     /// Its generation.
     pub generation: i64,
+    /// The sides that get new tokens.
+    pub mode: ClientMode,
+    /// It was claimed on a Ready Tunnel: the tokens of the other side, where a Secret holds them, are live.
+    pub others_live: bool,
     /// How far it is.
     pub stage: RotationStage,
 }
@@ -149,6 +163,8 @@ pub enum AnswerOf {
     Open(Attempt),
     /// RotateTunnelAccessToken, under this generation.
     Rotate(i64),
+    /// None: the tokens of this generation were read from the Secrets of a Ready Tunnel, for others of it.
+    Secrets(i64),
 }
 
 /// A failed AWS call.

@@ -1,9 +1,9 @@
 //! The token Secrets, pure: what is in them, and what one that exists is to a Tunnel.
 
-use super::observe::{Answer, SecretState};
+use super::observe::{Answer, Observed, SecretState};
 use super::validate::{Desired, SecretRef};
 use crate::crd::{self, ClientMode, GENERATIONS};
-use crate::tunnels::{Side, Tokens, TunnelId};
+use crate::tunnels::{Side, Token, Tokens, TunnelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Resource, ResourceExt};
@@ -11,21 +11,41 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// The wanted Secrets as states.
+/// The fewest characters of a SHA-256 that are recorded: 64 bits.
+pub const SHORTEST_DIGEST: usize = 16;
+/// `status.tokensDigest` has as many characters at the most.
+const DIGESTS_LIMIT: usize = 128;
+
+/// The Secrets that concern a Tunnel, by name: the wanted ones in their order, then those that it wants
+/// no more.
+pub type Read = Vec<(String, Option<Secret>)>;
+
+/// The names of the Secrets that concern a Tunnel. `owned` are those that the watch shows as its own.
+pub fn names(desired: &Desired, owned: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = desired.secrets.iter().map(|s| s.name.clone()).collect();
+    for name in desired.record.kept.iter().map(|k| k.name.clone()).chain(owned) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// What was read, as states.
 pub fn states(
-    secrets: Option<&[Option<Secret>]>,
+    read: &[(String, Option<Secret>)],
     desired: &Desired,
     answer: Option<(&Answer, &str)>,
 ) -> Vec<SecretState> {
-    let secrets = secrets.into_iter().flatten();
-    let state = |(secret, wanted): (&Option<Secret>, &SecretRef)| {
-        let digest = answer.map(|(a, region)| {
+    let state = |(index, (name, secret)): (usize, &(String, Option<Secret>))| {
+        let digest = answer.zip(desired.secrets.get(index)).map(|((a, region), wanted)| {
             let data = Some(secret_data(wanted.mode, &a.tokens, &a.tunnel.id, region));
             data_digest(&Secret { data, ..Secret::default() })
         });
-        secret_state(secret.as_ref(), &desired.key.uid, digest.as_deref())
+        let kept = desired.record.kept.iter().find(|k| k.name == *name).map(|k| k.digest.as_str());
+        secret_state(secret.as_ref(), &desired.key.uid, kept, digest.as_deref())
     };
-    secrets.zip(&desired.secrets).map(state).collect()
+    read.iter().enumerate().map(state).collect()
 }
 
 /// The data of a token Secret. The variables that AWS's local proxy reads are there for one side
@@ -51,8 +71,8 @@ pub fn secret_data(mode: ClientMode, tokens: &Tokens, id: &TunnelId, region: &st
     data
 }
 
-/// What a Secret of a wanted name is to the Tunnel with `uid`.
-fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>) -> SecretState {
+/// What a Secret is to the Tunnel with `uid`. `kept` is what is recorded of its data's digest.
+fn secret_state(secret: Option<&Secret>, uid: &str, kept: Option<&str>, answer: Option<&str>) -> SecretState {
     let Some(secret) = secret else {
         return SecretState::Missing;
     };
@@ -67,12 +87,51 @@ fn secret_state(secret: Option<&Secret>, uid: &str, answer_digest: Option<&str>)
     let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
     let generation = generation.filter(|g| GENERATIONS.contains(g));
     let digest = data_digest(secret);
+    let sound = secret.immutable != Some(true) && secret.type_.as_deref() == Some(crd::SECRET_TYPE);
+    // Without its label the watch would not see what becomes of it.
+    let labelled = secret.labels().get(crd::MANAGED_BY_LABEL).is_some_and(|v| v == crd::MANAGER);
     SecretState::Ours {
         generation: generation.unwrap_or(0),
-        sound: secret.immutable != Some(true) && secret.type_.as_deref() == Some(crd::SECRET_TYPE),
-        holds_answer: answer_digest == Some(digest.as_str()),
+        sound,
+        intact: sound && labelled && kept.is_some_and(|kept| digest.starts_with(kept)),
+        mode: mode_of(secret),
+        holds_answer: labelled && answer == Some(digest.as_str()),
         digest,
     }
+}
+
+const KEYS: [(ClientMode, &[&str]); 3] = [
+    (ClientMode::Source, &["sourceAccessToken", "sourceClientToken"]),
+    (ClientMode::Destination, &["destinationAccessToken", "destinationClientToken"]),
+    (ClientMode::All, &["sourceAccessToken", "sourceClientToken", "destinationAccessToken", "destinationClientToken"]),
+];
+
+/// The mode whose tokens a Secret has, and no others.
+fn mode_of(secret: &Secret) -> Option<ClientMode> {
+    let data = secret.data.as_ref()?;
+    let tokens = |key: &&String| key.ends_with("AccessToken") || key.ends_with("ClientToken");
+    let present: Vec<&String> = data.keys().filter(tokens).collect();
+    let fits =
+        |(_, keys): &&(ClientMode, &[&str])| keys.len() == present.len() && keys.iter().all(|k| data.contains_key(*k));
+    KEYS.iter().find(fits).map(|(mode, _)| *mode)
+}
+
+/// The tokens in the Secrets that are as they were recorded when the Tunnel last was Ready.
+pub fn kept_tokens(read: &[(String, Option<Secret>)], states: &[SecretState]) -> Tokens {
+    let intact = read.iter().zip(states).filter(|(_, state)| matches!(state, SecretState::Ours { intact: true, .. }));
+    intact.filter_map(|((_, secret), _)| secret.as_ref()).map(tokens_of).fold(Tokens::default(), Tokens::or)
+}
+
+fn tokens_of(secret: &Secret) -> Tokens {
+    let token = |key: String| {
+        let value = secret.data.as_ref()?.get(&key)?;
+        Some(Token::new(std::str::from_utf8(&value.0).ok()?.to_owned()))
+    };
+    let side = |name: &str| {
+        let access_token = token(format!("{name}AccessToken"))?;
+        Some(Side { access_token, client_token: token(format!("{name}ClientToken"))? })
+    };
+    Tokens { source: side("source"), destination: side("destination") }
 }
 
 /// SHA-256 over a Secret's keys and values, each with its length, so that no two data are alike.
@@ -87,17 +146,15 @@ pub fn data_digest(secret: &Secret) -> String {
     hex(&hash.finalize())
 }
 
-/// SHA-256 over the names and digests of all the Tunnel's Secrets: `status.tokensDigest`. `None`
-/// unless all are this Tunnel's.
-pub fn tokens_digest(desired: &Desired, secrets: &[SecretState]) -> Option<String> {
-    let mut hash = Sha256::new();
-    for (wanted, state) in desired.secrets.iter().zip(secrets) {
-        let SecretState::Ours { digest, .. } = state else {
-            return None;
-        };
-        hash.update(format!("{}={digest}\n", wanted.name));
-    }
-    Some(hex(&hash.finalize()))
+/// What `status.tokensDigest` says of these Secrets: the SHA-256 of each one's data, in their order, all
+/// cut to the same length so that they fit. `None` unless all are this Tunnel's.
+pub fn tokens_digest(secrets: &[SecretState]) -> Option<String> {
+    let width = DIGESTS_LIMIT.checked_div(secrets.len())?.clamp(SHORTEST_DIGEST, 64);
+    let digest = |state: &SecretState| match state {
+        SecretState::Ours { digest, .. } => Some(digest.get(..width).unwrap_or(digest).to_owned()),
+        _ => None,
+    };
+    secrets.iter().map(digest).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -107,13 +164,35 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Whether the Secrets hold what was written into them for what is recorded.
-pub fn are_kept(desired: &Desired, secrets: &[SecretState]) -> bool {
+/// The sides of a Ready Tunnel that need new tokens: those of Secrets that were lost or edited, and those
+/// that no Secret holds yet. What a Secret that is as it was recorded holds needs none.
+pub fn to_rotate(desired: &Desired, observed: &Observed) -> Option<ClientMode> {
     let record = &desired.record;
-    let sound = secrets.iter().all(
-        |s| matches!(s, SecretState::Ours { generation, sound: true, .. } if *generation == record.token_generation),
-    );
-    sound && record.tokens_digest.is_some() && record.tokens_digest == tokens_digest(desired, secrets)
+    let held = observed.secrets.iter().chain(&observed.former).filter_map(|state| match state {
+        SecretState::Ours { intact: true, mode, .. } => *mode,
+        _ => None,
+    });
+    let held = held.reduce(ClientMode::union);
+    let needed = desired.secrets.iter().zip(&observed.secrets).filter_map(|(wanted, state)| {
+        let known = record.kept.iter().any(|k| k.name == wanted.name);
+        let as_recorded = matches!(state,
+            SecretState::Ours { generation, intact: true, .. } if *generation == record.token_generation);
+        // Beyond the present generation: written in by somebody.
+        let forged = matches!(state, SecretState::Ours { generation, .. } if *generation > record.token_generation);
+        if (known && !as_recorded) || forged { Some(wanted.mode) } else { wanted.mode.without(held) }
+    });
+    needed.reduce(ClientMode::union)
+}
+
+/// Whether the Secrets that the spec names, and no others, hold the sides that it says.
+pub fn are_arranged(desired: &Desired, observed: &Observed) -> bool {
+    let kept = &desired.record.kept;
+    let holds = |(wanted, state): (&SecretRef, &SecretState)| {
+        let recorded = kept.iter().any(|k| k.name == wanted.name);
+        recorded && matches!(state, SecretState::Ours { mode, .. } if *mode == Some(wanted.mode))
+    };
+    let all = desired.secrets.iter().zip(&observed.secrets).all(holds);
+    all && kept.len() == desired.secrets.len() && !observed.former.iter().any(|s| matches!(s, SecretState::Ours { .. }))
 }
 
 #[cfg(test)]
@@ -130,7 +209,7 @@ mod tests {
     }
 
     fn generation(text: &str) -> i64 {
-        match secret_state(Some(&secret("uid", true, text)), "uid", None) {
+        match secret_state(Some(&secret("uid", true, text)), "uid", None, None) {
             SecretState::Ours { generation, .. } => generation,
             other => panic!("{other:?}"),
         }
@@ -138,10 +217,10 @@ mod tests {
 
     #[test]
     fn only_a_secret_that_this_uid_controls_is_ours() {
-        assert_eq!(secret_state(None, "uid", None), SecretState::Missing);
-        assert_eq!(secret_state(Some(&secret("other", true, "1")), "uid", None), SecretState::Foreign);
-        assert_eq!(secret_state(Some(&secret("uid", false, "1")), "uid", None), SecretState::Foreign);
-        assert_eq!(secret_state(Some(&Secret::default()), "uid", None), SecretState::Foreign);
+        assert_eq!(secret_state(None, "uid", None, None), SecretState::Missing);
+        assert_eq!(secret_state(Some(&secret("other", true, "1")), "uid", None, None), SecretState::Foreign);
+        assert_eq!(secret_state(Some(&secret("uid", false, "1")), "uid", None, None), SecretState::Foreign);
+        assert_eq!(secret_state(Some(&Secret::default()), "uid", None, None), SecretState::Foreign);
         assert_eq!(generation("3"), 3);
     }
 

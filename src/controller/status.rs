@@ -37,7 +37,7 @@ pub fn after(
             opened(&mut status, &found.tunnel, found.created_at);
             status.token_generation = Some(*generation);
         }
-        Change::Rotating { generation } => status.token_generation = Some(*generation),
+        Change::Rotating { generation, .. } => status.token_generation = Some(*generation),
         Change::Ended { closed_at, .. } => {
             status.state = Some(State::Closed);
             status.closed_at = Some(seconds(*closed_at));
@@ -45,11 +45,11 @@ pub fn after(
             status.tokens_digest = None;
         }
         Change::OpenedAt(at) => opened_at(&mut status, desired, *at),
-        Change::Rotated | Change::Report(_) => {}
+        Change::Rotated | Change::Arranged | Change::Report(_) => {}
     }
-    if matches!(change, Change::Opened { .. } | Change::Rotated) {
+    if matches!(change, Change::Opened { .. } | Change::Rotated | Change::Arranged) {
         status.secrets = Some(desired.secrets.iter().map(|s| s.name.clone()).collect());
-        status.tokens_digest = tokens_digest(desired, secrets);
+        status.tokens_digest = tokens_digest(secrets);
     }
     if let Some(report) = report(change, desired, &status) {
         status.conditions = Some(conditions(before, &report, desired.generation, now.wall));
@@ -69,7 +69,7 @@ fn report(change: &Change, desired: &Desired, status: &TunnelStatus) -> Option<R
     let id = status.tunnel_id.as_deref().unwrap_or_default();
     let say = |reason, message: String| Some(Report { reason, message });
     match change {
-        Change::Opened { .. } | Change::Rotated => say(Reason::Open, is_open(id)),
+        Change::Opened { .. } | Change::Rotated | Change::Arranged => say(Reason::Open, is_open(id)),
         Change::Adopted { .. } => say(
             Reason::Rotating,
             format!("tunnel {id}, opened by an earlier attempt, is taken over: it gets new tokens"),
@@ -159,6 +159,7 @@ pub fn event(change: &Change, status: &TunnelStatus) -> Option<Note> {
         Change::Opened { .. } => (false, "Opened".to_owned()),
         Change::Adopted { .. } => (false, "Adopted".to_owned()),
         Change::Rotated => (false, "TokensRotated".to_owned()),
+        Change::Arranged => (false, "SecretsUpdated".to_owned()),
         Change::Kept { .. } => (true, Reason::SecretConflict.to_string()),
         Change::Ended { reason, .. } => (false, reason.to_string()),
         Change::Report(report) => match report.reason {

@@ -1,6 +1,7 @@
 //! Step 1, pure: the Tunnel as it is stored becomes what it wants and what it records, in types
 //! that hold nothing invalid.
 
+use super::secrets;
 use crate::crd::{
     ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, GENERATIONS, OPENING_ANNOTATION, Reason, State,
     Tunnel,
@@ -53,12 +54,24 @@ pub struct Record {
     pub tunnel: Option<RecordedTunnel>,
     /// `status.tokenGeneration`, 0 before the first.
     pub token_generation: i64,
-    /// `status.tokensDigest`: there is none until the Tunnel was Ready once.
-    pub tokens_digest: Option<String>,
+    /// The Tunnel was Ready once: `status.tokensDigest` stands.
+    pub ready_once: bool,
+    /// The Secrets that held its tokens when it last was Ready, from `status.secrets` and
+    /// `status.tokensDigest`. Empty where the two do not fit.
+    pub kept: Vec<KeptSecret>,
     /// The reason of the main condition.
     pub reported: Option<Reason>,
     /// `status.observedGeneration`.
     pub observed_generation: Option<i64>,
+}
+
+/// A Secret that held tokens when the Tunnel last was Ready.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptSecret {
+    /// Its name.
+    pub name: String,
+    /// What is recorded of its data's SHA-256: the first characters of it.
+    pub digest: String,
 }
 
 /// The AWS tunnel as status has it.
@@ -75,9 +88,14 @@ pub struct RecordedTunnel {
 }
 
 impl Desired {
-    /// The sides that any of the Secrets needs: what a rotation must renew.
+    /// The sides that any of the Secrets needs.
     pub fn client_mode(&self) -> ClientMode {
         self.secrets.iter().map(|s| s.mode).reduce(ClientMode::union).unwrap_or_default()
+    }
+
+    /// Whether a Secret of this name is to get tokens.
+    pub fn wants(&self, name: &str) -> bool {
+        self.secrets.iter().any(|s| s.name == name)
     }
 }
 
@@ -149,8 +167,19 @@ fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
         claim,
         tunnel: recorded,
         token_generation: status.token_generation.filter(|g| GENERATIONS.contains(g)).unwrap_or_default(),
-        tokens_digest: status.tokens_digest,
+        ready_once: status.tokens_digest.is_some(),
+        kept: kept(status.secrets.unwrap_or_default(), &status.tokens_digest.unwrap_or_default()),
         reported: reason,
         observed_generation: status.observed_generation,
     }
+}
+
+/// The digests stand one after the other, all of the same length, in the order of the names.
+fn kept(names: Vec<String>, digests: &str) -> Vec<KeptSecret> {
+    let width = digests.len().checked_div(names.len()).unwrap_or_default();
+    if width < secrets::SHORTEST_DIGEST || width * names.len() != digests.len() || !digests.is_ascii() {
+        return Vec::new();
+    }
+    let digests = (0..).step_by(width).map(|at| digests[at..at + width].to_owned());
+    names.into_iter().zip(digests).map(|(name, digest)| KeptSecret { name, digest }).collect()
 }

@@ -1,11 +1,14 @@
 //! The watches: what they show, and whom they wake.
 
+pub mod secrets;
+
 use super::context::Context;
 use super::{error_policy, traced, validate};
 use crate::crd::{State, Tunnel};
 use crate::pacer::Key;
 use crate::poller::Watched;
 use crate::tunnels::Home;
+use futures::future::OptionFuture;
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -80,7 +83,7 @@ pub struct Watch {
     store: Store<Tunnel>,
     wake: mpsc::UnboundedSender<ObjectRef<Tunnel>>,
     namespace: Option<String>,
-    synced: watch::Receiver<bool>,
+    synced: Vec<watch::Receiver<bool>>,
 }
 
 impl Watch {
@@ -88,6 +91,7 @@ impl Watch {
     pub fn start(
         ctx: &Arc<Context>,
         namespace: Option<String>,
+        watch_secrets: bool,
         stop: &watch::Receiver<bool>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let api: Api<Tunnel> = match &namespace {
@@ -119,6 +123,8 @@ impl Watch {
             .graceful_shutdown_on(stopped(stop.clone()))
             .run(traced, error_policy, ctx.clone())
             .for_each(|_| std::future::ready(()));
+        let of_secrets = watch_secrets.then(|| secrets::start(ctx.clone(), namespace.clone(), stop.clone()));
+        let (secrets_synced, secrets) = of_secrets.unzip();
         let (stop, listed) = (stop.clone(), synced.clone());
         let run = async move {
             // The Controller cannot end before it has a list; nothing is being reconciled then.
@@ -128,15 +134,21 @@ impl Watch {
                     std::future::pending().await
                 }
             };
-            tokio::select! { () = run => {}, () = before_the_list => {} }
+            let run = async {
+                tokio::select! { () = run => {}, () = before_the_list => {} }
+            };
+            tokio::join!(run, OptionFuture::from(secrets));
         };
+        let synced = [synced].into_iter().chain(secrets_synced).collect();
         (Self { store, wake, namespace, synced }, run)
     }
 
-    /// Waits until the watch is synced. (The store's own `wait_until_ready` wakes only the last of
+    /// Waits until what it watches is synced. (The store's own `wait_until_ready` wakes only the last of
     /// those who wait, and the Controller waits too.)
     pub async fn synced(&self) {
-        let _ = self.synced.clone().wait_for(|synced| *synced).await;
+        for mut synced in self.synced.clone() {
+            let _ = synced.wait_for(|synced| *synced).await;
+        }
     }
 
     /// Whether it watches a namespace.

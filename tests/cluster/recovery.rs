@@ -6,7 +6,9 @@ use crate::support::api_proxy::{self, Point};
 use crate::support::namespace::{main_condition, status};
 use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use opentunnel_operator::crd::{self, Tunnel};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 
@@ -17,20 +19,9 @@ async fn patch_secret(world: &World, patch: Value) {
     api.patch("plain-tokens", &PatchParams::default(), &Patch::Merge(patch)).await.expect("it can be patched");
 }
 
-/// The operator looks at a Tunnel's Secrets when the Tunnel changes.
-async fn touch(world: &World) {
-    let said = world.kubectl(&["label", "tunnel", "plain", "looked=at", "--overwrite"]).await;
-    assert!(said.ok, "{}", said.err);
-}
-
 /// Ready with tokens of this generation, which AWS accepts; one tunnel in all.
 async fn assert_renewed(world: &World, generation: i64) {
-    world
-        .wait_for("plain", &format!("Ready with tokens of generation {generation}"), |t| {
-            let ready = status(t).conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-            ready && status(t).token_generation == Some(generation)
-        })
-        .await;
+    wait_generation(world, generation).await;
     let data = world.secret_data("plain-tokens").await.expect("a Secret");
     let live = world.aws.live_tokens(&data["tunnelId"]).expect("an open tunnel");
     assert!(data["sourceAccessToken"] == live.source, "the source's token is dead");
@@ -38,26 +29,233 @@ async fn assert_renewed(world: &World, generation: i64) {
     assert_eq!(world.aws.tunnels().len(), 1, "no second tunnel");
 }
 
-async fn rotations(world: &World) -> usize {
+fn rotations(world: &World) -> usize {
     world.aws.calls().iter().filter(|c| c.operation == "RotateTunnelAccessToken").count()
 }
 
 #[tokio::test]
-async fn a_lost_an_edited_and_an_immutable_secret_come_back_by_rotation() {
+async fn a_lost_an_edited_and_an_immutable_secret_comes_back_by_rotation_once() {
+    let world = World::new().await;
+    // Only the watch of Secrets can tell: no poll comes in this time.
+    let _operator = world.operator_with(&world.settings().flag("--poll-interval", "1h")).await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    let label = crd::MANAGED_BY_LABEL;
+    let edits = [
+        json!({"stringData": {"sourceAccessToken": "edited"}}),
+        json!({"data": {"sourceAccessToken": null}}),
+        json!({"stringData": {"mine": "too"}}),
+        json!({"metadata": {"annotations": {"opentunnel.dev/token-generation": null}}}),
+        json!({"metadata": {"labels": {label: null}}}),
+        json!({"immutable": true}),
+    ];
+    let times = edits.len() as i64;
+    for (generation, edit) in (2..).zip(edits) {
+        patch_secret(&world, edit).await;
+        assert_renewed(&world, generation).await;
+    }
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    assert_renewed(&world, times + 2).await;
+
+    let secret = world.secrets().get("plain-tokens").await.expect("it is there");
+    assert_eq!(secret.labels()[label], crd::MANAGER);
+    assert_eq!(secret.immutable, None);
+    assert!(!secret.data.expect("data").contains_key("mine"));
+    assert_eq!(rotations(&world) as i64, times + 1, "each once");
+}
+
+#[tokio::test]
+async fn a_secret_that_was_lost_or_edited_while_no_operator_ran_comes_back() {
+    let world = World::new().await;
+    let operator = world.operator().await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    operator.kill();
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    let operator = world.operator().await;
+    assert_renewed(&world, 2).await;
+    operator.kill();
+    patch_secret(&world, json!({"stringData": {"sourceAccessToken": "edited"}})).await;
+    let operator = world.operator().await;
+    assert_renewed(&world, 3).await;
+    operator.kill();
+    // The type of a Secret cannot be changed: another one of the name, which is this Tunnel's too.
+    let mut other = world.secrets().get("plain-tokens").await.expect("it is there");
+    (other.type_, other.metadata.resource_version) = (Some("Opaque".into()), None);
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    world.secrets().create(&Default::default(), &other).await.expect("the name is free");
+    let _operator = world.operator().await;
+    assert_renewed(&world, 4).await;
+    let secret = world.secrets().get("plain-tokens").await.expect("it is there");
+    assert_eq!(secret.type_.as_deref(), Some(crd::SECRET_TYPE));
+    assert_eq!(rotations(&world), 3, "each once");
+}
+
+#[tokio::test]
+async fn without_a_watch_of_secrets_a_lost_one_is_noticed_at_the_next_poll() {
+    let world = World::new().await;
+    let proxy = world.api_proxy().await;
+    let _operator = world.operator_with(&world.settings().via(&proxy).flag("--watch-secrets", "false")).await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    assert_renewed(&world, 2).await;
+    assert_eq!(rotations(&world), 1);
+    let lists = proxy.count(|r| r.method == "GET" && r.path.ends_with("/secrets"));
+    assert_eq!(lists, 0, "Secrets are neither listed nor watched");
+}
+
+#[tokio::test]
+async fn a_lost_secret_of_one_side_leaves_the_other_sides_tokens_alone() {
+    let world = World::new().await;
+    let _operator = world.operator().await;
+    world.apply(&with_secrets("[{name: s, clientMode: SOURCE}, {name: d, clientMode: DESTINATION}]")).await;
+    world.wait_ready("plain").await;
+    let before = world.secret_data("s").await.expect("a Secret");
+    world.secrets().delete("d", &DeleteParams::default()).await.expect("it is there");
+    let tunnel = wait_generation(&world, 2).await;
+    assert!(world.secret_data("s").await.expect("a Secret") == before, "it holds what it held");
+    assert_live(&world, &tunnel, &[("s", true, false), ("d", false, true)]).await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_deleted_gets_no_secret_back_and_goes() {
     let world = World::new().await;
     let _operator = world.operator().await;
     world.apply(PLAIN).await;
     world.wait_ready("plain").await;
-    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    let said = world.kubectl(&["delete", "namespace", &world.name, "--timeout=60s"]).await;
+    assert!(said.ok, "{}", said.err);
+    assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
+    assert_eq!(rotations(&world), 0, "nothing is rotated for a Secret that nobody will have");
+}
+
+/// Waits until the Tunnel is Ready with tokens of this generation.
+async fn wait_generation(world: &World, generation: i64) -> Tunnel {
+    world
+        .wait_for("plain", &format!("Ready with tokens of generation {generation}"), |t| {
+            let ready = status(t).conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            ready && status(t).token_generation == Some(generation)
+        })
+        .await
+}
+
+/// The status names these Secrets and no other is there; each holds the live tokens of the sides (name, source,
+/// destination) that it is to hold, and no others.
+async fn assert_live(world: &World, tunnel: &Tunnel, secrets: &[(&str, bool, bool)]) {
+    let names = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    let wanted = names(secrets.iter().map(|(name, ..)| (*name).to_owned()).collect());
+    assert_eq!(names(status(tunnel).secrets.clone().expect("they are named")), wanted);
+    let live = world.aws.live_tokens(status(tunnel).tunnel_id.as_ref().expect("an ID")).expect("it is open");
+    let there = world.secrets().list(&Default::default()).await.expect("a list");
+    assert_eq!(names(there.iter().map(ResourceExt::name_any).collect()), wanted);
+    for (name, source, destination) in secrets {
+        let data = world.secret_data(name).await.expect("a Secret");
+        let holds = |key: &str, token: &String| data.get(key).map(|held| held == token);
+        assert_eq!(holds("sourceAccessToken", &live.source), source.then_some(true), "the source in {name}");
+        assert_eq!(
+            holds("destinationAccessToken", &live.destination),
+            destination.then_some(true),
+            "the destination in {name}"
+        );
+        assert_eq!(data.contains_key("AWSIOT_TUNNEL_ACCESS_TOKEN"), source != destination, "{name}");
+    }
+}
+
+fn with_secrets(secrets: &str) -> String {
+    format!(
+        "{{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {{name: plain}}, spec: {{secrets: {secrets}}}}}"
+    )
+}
+
+/// Waits until this generation of the spec is observed, and the Tunnel is Ready.
+async fn wait_observed(world: &World, generation: i64) -> Tunnel {
+    world
+        .wait_for("plain", &format!("generation {generation} observed"), |t| {
+            let ready = status(t).conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            ready && status(t).observed_generation == Some(generation)
+        })
+        .await
+}
+
+#[tokio::test]
+async fn the_secrets_of_an_open_tunnel_follow_the_spec() {
+    let world = World::new().await;
+    let _operator = world.operator().await;
+    world.apply(&with_secrets("[{name: a}]")).await;
+    world.wait_ready("plain").await;
+    let first = world.secret_data("a").await.expect("a Secret");
+    let steps = [
+        // One more, with what the first holds; the first renamed; a mode that shrinks: the tokens stay.
+        ("[{name: a}, {name: b, clientMode: SOURCE}]", &[("a", true, true), ("b", true, false)][..], 0),
+        ("[{name: c}, {name: b, clientMode: SOURCE}]", &[("c", true, true), ("b", true, false)], 0),
+        ("[{name: b, clientMode: SOURCE}, {name: c}]", &[("b", true, false), ("c", true, true)], 0),
+        ("[{name: c, clientMode: SOURCE}]", &[("c", true, false)], 0),
+        // A side that none holds any more: it alone is rotated.
+        (
+            "[{name: c, clientMode: SOURCE}, {name: d, clientMode: DESTINATION}]",
+            &[("c", true, false), ("d", false, true)],
+            1,
+        ),
+        ("[{name: c}]", &[("c", true, true)], 1),
+    ];
+    for (generation, (spec, secrets, rotated)) in (2..).zip(steps) {
+        world.apply(&with_secrets(spec)).await;
+        let tunnel = wait_observed(&world, generation).await;
+        assert_live(&world, &tunnel, secrets).await;
+        assert_eq!(rotations(&world), rotated, "rotations after {spec}");
+        for (name, source, _) in secrets {
+            let data = world.secret_data(name).await.expect("a Secret");
+            for key in ["sourceAccessToken", "sourceClientToken"].iter().filter(|_| *source) {
+                assert!(data[*key] == first[*key], "{key} of {name} is the one of the beginning");
+            }
+        }
+    }
+    assert_eq!(world.aws.tunnels().len(), 1);
+}
+
+#[tokio::test]
+async fn a_secret_whose_name_is_taken_stalls_an_open_tunnel_until_it_is_free() {
+    let world = World::new().await;
+    let _operator = world.operator().await;
+    world.apply(&with_secrets("[{name: a}]")).await;
+    world.wait_ready("plain").await;
+    let said = world.kubectl(&["create", "secret", "generic", "b", "--from-literal=mine=yes"]).await;
+    assert!(said.ok, "{}", said.err);
+    world.apply(&with_secrets("[{name: a}, {name: b, clientMode: SOURCE}]")).await;
+    let tunnel = world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
+    assert!(main_condition(&tunnel).is_some_and(|c| c.message.contains("Secret b exists")));
+    assert_eq!(world.secret_data("b").await.expect("it stands")["mine"], "yes");
+    world.secrets().delete("b", &DeleteParams::default()).await.expect("it is there");
     touch(&world).await;
+    let tunnel = wait_generation(&world, 2).await;
+    assert_live(&world, &tunnel, &[("a", true, true), ("b", true, false)]).await;
+    assert_eq!(world.aws.tunnels().len(), 1);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_taken_from_its_tunnel_is_somebody_elses_until_it_is_gone() {
+    let world = World::new().await;
+    let _operator = world.operator_with(&world.settings().flag("--poll-interval", "1h")).await;
+    world.apply(PLAIN).await;
+    let tunnel = world.wait_ready("plain").await;
+    let owned = world.secrets().get("plain-tokens").await.expect("it is there").metadata.owner_references;
+    patch_secret(&world, json!({"metadata": {"ownerReferences": null}})).await;
+    world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
+    assert!(world.aws.live_tokens(status(&tunnel).tunnel_id.as_ref().expect("an ID")).is_some(), "it stays open");
+    // Given back, it is this Tunnel's again.
+    patch_secret(&world, json!({"metadata": {"ownerReferences": owned}})).await;
     assert_renewed(&world, 2).await;
-    patch_secret(&world, json!({"stringData": {"sourceAccessToken": "edited"}})).await;
-    world.kubectl(&["label", "tunnel", "plain", "looked-"]).await;
-    assert_renewed(&world, 3).await;
-    patch_secret(&world, json!({"immutable": true})).await;
-    touch(&world).await;
-    assert_renewed(&world, 4).await;
-    assert_eq!(rotations(&world).await, 3, "each once");
+}
+
+/// The watch does not see a Secret without the operator's label: the Tunnel looks again after a minute, or
+/// when it changes.
+async fn touch(world: &World) {
+    let said = world.kubectl(&["label", "tunnel", "plain", "looked=at", "--overwrite"]).await;
+    assert!(said.ok, "{}", said.err);
 }
 
 #[tokio::test]
@@ -69,12 +267,10 @@ async fn a_forged_generation_stops_nothing() {
     let forge =
         |generation: &str| json!({"metadata": {"annotations": {"opentunnel.dev/token-generation": generation}}});
     patch_secret(&world, forge("41")).await;
-    touch(&world).await;
     assert_renewed(&world, 42).await;
     patch_secret(&world, forge("9223372036854775807")).await;
-    world.kubectl(&["label", "tunnel", "plain", "looked-"]).await;
     assert_renewed(&world, 43).await;
-    assert_eq!(rotations(&world).await, 2, "each once");
+    assert_eq!(rotations(&world), 2, "each once");
 }
 
 #[tokio::test]
@@ -142,5 +338,5 @@ async fn a_secret_that_may_not_be_written_is_told_and_the_tokens_are_kept_in_han
     assert!(message.contains("secrets is forbidden: no rights"), "{message}");
     proxy.answer_no_more();
     assert_renewed(&world, 1).await;
-    assert_eq!(rotations(&world).await, 0, "the tokens in hand are the ones that come");
+    assert_eq!(rotations(&world), 0, "the tokens in hand are the ones that come");
 }

@@ -91,6 +91,17 @@ async fn rights_that_lack_are_told_with_the_other_way() {
 }
 
 #[tokio::test]
+async fn without_the_right_to_list_secrets_it_says_how_to_do_without() {
+    let world = World::new().await;
+    let proxy = world.api_proxy().await;
+    let denied = failure(StatusCode::FORBIDDEN, "secrets is forbidden: cannot list");
+    proxy.answer(StatusCode::FORBIDDEN, denied, |r| r.method == "GET" && r.path.ends_with("/secrets"));
+    let log = refused(&world, &via(&world, &proxy)).await;
+    assert_told(&log, &["secrets is forbidden", "grant list and watch", "--watch-secrets=false"]);
+    let _operator = world.operator_with(&via(&world, &proxy).flag("--watch-secrets", "false")).await;
+}
+
+#[tokio::test]
 async fn without_a_region_it_says_how_to_set_one() {
     let world = World::new().await;
     let log = refused(&world, &world.settings().without_env("AWS_REGION")).await;

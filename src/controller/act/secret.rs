@@ -3,6 +3,7 @@
 use super::Act;
 use crate::controller::context::Error;
 use crate::controller::secrets::{data_digest, secret_data};
+use crate::controller::validate::SecretRef;
 use crate::crd::{self, MANAGER};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -16,19 +17,9 @@ impl Act<'_> {
         };
         let wanted = &self.desired.secrets[index];
         let data = secret_data(wanted.mode, &answer.tokens, &answer.tunnel.id, self.ctx.aws.region());
-        let present = self.secrets.as_ref().and_then(|s| s[index].clone());
+        let present = self.read_secret(index).cloned();
         let exists = present.is_some();
-        let mut secret = present.unwrap_or_default();
-        secret.metadata.name = Some(wanted.name.clone());
-        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
-        secret.metadata.managed_fields = None;
-        let owner = self.view.tunnel.controller_owner_ref(&());
-        // As Kubernetes' own controllers set it; OpenShift then asks for rights on tunnels/finalizers.
-        let owner = owner.map(|o| OwnerReference { block_owner_deletion: Some(true), ..o });
-        secret.metadata.owner_references = owner.map(|o| vec![o]);
-        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
-        secret.type_ = Some(crd::SECRET_TYPE.into());
-        secret.string_data = None;
+        let mut secret = self.secret(wanted, present.unwrap_or_default());
         secret.data = Some(data);
         let digest = data_digest(&secret);
         for (name, value) in [
@@ -48,25 +39,59 @@ impl Act<'_> {
         };
         match written {
             Ok(written) => {
-                if let Some(secrets) = self.secrets {
-                    secrets[index] = Some(written);
+                if let Some((_, secret)) = self.secrets.as_mut().and_then(|s| s.get_mut(index)) {
+                    *secret = Some(written);
                 }
             }
             Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
+            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = true,
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
+    /// A Secret as this Tunnel's, but for its data.
+    fn secret(&self, wanted: &SecretRef, mut secret: Secret) -> Secret {
+        secret.metadata.name = Some(wanted.name.clone());
+        secret.metadata.namespace = Some(self.desired.key.namespace.clone());
+        secret.metadata.managed_fields = None;
+        let owner = self.view.tunnel.controller_owner_ref(&());
+        // As Kubernetes' own controllers set it; OpenShift then asks for rights on tunnels/finalizers.
+        let owner = owner.map(|o| OwnerReference { block_owner_deletion: Some(true), ..o });
+        secret.metadata.owner_references = owner.map(|o| vec![o]);
+        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), MANAGER.into());
+        secret.type_ = Some(crd::SECRET_TYPE.into());
+        secret.string_data = None;
+        secret
+    }
+
+    /// What else speaks against a new Secret is told when it is written: the tokens are in hand then.
+    pub(super) async fn try_create(&mut self, index: usize) -> Result<(), Error> {
+        let wanted = &self.desired.secrets[index];
+        let secret = self.secret(wanted, Secret::default());
+        let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
+        let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
+        match self.ctx.api("try whether the Secret would be taken", api.create(&params, &secret)).await {
+            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = true,
+            Err(error) if error.is_conflict() => *self.secrets = None,
+            _ => {}
+        }
+        self.memory.tried = Some(self.ctx.mono());
+        Ok(())
+    }
+
+    fn read_secret(&self, index: usize) -> Option<&Secret> {
+        self.secrets.as_ref()?.get(index)?.1.as_ref()
+    }
+
     pub(super) async fn delete_secret(&mut self, index: usize) -> Result<(), Error> {
-        let Some(secret) = self.secrets.as_ref().and_then(|s| s[index].as_ref()) else {
+        let Some(secret) = self.read_secret(index) else {
             return Ok(());
         };
         let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
-        let name = self.desired.secrets[index].name.clone();
-        match self.ctx.api("delete the Secret", api.delete(&name, &params)).await {
+        match self.ctx.api("delete the Secret", api.delete(&secret.name_any(), &params)).await {
             Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
             _ => *self.secrets = None,
         }

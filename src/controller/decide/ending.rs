@@ -67,8 +67,14 @@ impl Case<'_> {
     }
 
     fn delete_secret(&self) -> Option<Decision> {
-        let index = self.o.secrets.iter().position(|s| matches!(s, SecretState::Ours { .. }))?;
-        Some(Decision::DeleteSecret { index })
+        let index = self.o.secrets.iter().position(|s| matches!(s, SecretState::Ours { .. }));
+        index.map(|index| Decision::DeleteSecret { index }).or_else(|| self.delete_former())
+    }
+
+    /// A Secret of this Tunnel's that the spec does not name any more.
+    pub(super) fn delete_former(&self) -> Option<Decision> {
+        let index = self.o.former.iter().position(|s| matches!(s, SecretState::Ours { .. }))?;
+        Some(Decision::DeleteSecret { index: self.o.secrets.len() + index })
     }
 
     /// Deletion was asked for: what is open is closed (or let go), then the finalizer goes.
@@ -77,7 +83,7 @@ impl Case<'_> {
         if !record.finalizer && memory.answer.is_none() {
             return Decision::Wait(Wait::default());
         }
-        let ready_once = record.tokens_digest.is_some();
+        let ready_once = record.ready_once;
         let open = record
             .tunnel
             .as_ref()

@@ -2,12 +2,11 @@
 
 use super::super::decision::*;
 use super::super::observe::{Failure, Memory, Rotation};
-use super::super::secrets::tokens_digest;
-use super::super::validate::{Record, SecretRef};
+use super::super::validate::{KeptSecret, Record, SecretRef};
 use super::*;
 use crate::crd::{ClientMode, DeletionPolicy};
 use crate::pacer::{Gate, Key};
-use crate::tunnels::{Attempt, CallError, Heard, OpenRequest, Owner, Search, Tokens, TunnelId};
+use crate::tunnels::{Attempt, CallError, Heard, OpenRequest, Owner, Search, Side, Token, Tokens, TunnelId};
 
 /// The process is 1000 s old; the Tunnel was created at wall second 10 000, an hour before now.
 const MONO: u64 = 1000;
@@ -35,6 +34,7 @@ struct Given {
     desired: Desired,
     memory: Memory,
     secrets: Vec<SecretState>,
+    former: Vec<SecretState>,
     read_at: Option<u64>,
     gone: bool,
     search: Option<Search>,
@@ -61,6 +61,7 @@ fn created() -> Given {
         desired,
         memory: Memory::new(true, mono(MONO - 1)),
         secrets: vec![SecretState::Missing],
+        former: vec![],
         read_at: None,
         gone: false,
         search: None,
@@ -93,11 +94,39 @@ fn claim_found() -> Given {
 }
 
 fn ours(generation: i64) -> SecretState {
-    SecretState::Ours { generation, digest: "digest".into(), sound: true, holds_answer: false }
+    SecretState::Ours {
+        generation,
+        digest: "digest".into(),
+        sound: true,
+        intact: false,
+        mode: Some(ClientMode::All),
+        holds_answer: false,
+    }
 }
 
 fn holding(generation: i64) -> SecretState {
-    SecretState::Ours { generation, digest: "digest".into(), sound: true, holds_answer: true }
+    let mut state = ours(generation);
+    if let SecretState::Ours { holds_answer, .. } = &mut state {
+        *holds_answer = true;
+    }
+    state
+}
+
+/// As it was recorded.
+fn intact(generation: i64, side: ClientMode) -> SecretState {
+    let mut state = ours(generation);
+    if let SecretState::Ours { intact, mode, .. } = &mut state {
+        (*intact, *mode) = (true, Some(side));
+    }
+    state
+}
+
+fn immutable() -> SecretState {
+    let mut state = ours(0);
+    if let SecretState::Ours { sound, .. } = &mut state {
+        *sound = false;
+    }
+    state
 }
 
 /// Recorded as open; not Ready. The finalizer stands.
@@ -114,7 +143,8 @@ fn adopted(generation: i64) -> Given {
             expires_at: wall(10_000 + 720 * 60),
         }),
         token_generation: generation,
-        tokens_digest: None,
+        ready_once: false,
+        kept: vec![],
         reported: Some(Reason::Rotating),
         observed_generation: Some(1),
     };
@@ -124,11 +154,17 @@ fn adopted(generation: i64) -> Given {
 
 fn ready() -> Given {
     let mut s = adopted(1);
-    s.secrets = vec![ours(1)];
+    s.secrets = vec![intact(1, ClientMode::All)];
     s.desired.record.reported = Some(Reason::Open);
-    s.desired.record.tokens_digest = tokens_digest(&s.desired, &s.secrets);
+    s.desired.record.ready_once = true;
+    s.desired.record.kept = vec![kept("sensor-tokens")];
+    s.memory.tried = Some(mono(MONO));
     s.memory.unfinished = None;
     s
+}
+
+fn kept(name: &str) -> KeptSecret {
+    KeptSecret { name: name.into(), digest: "digest".into() }
 }
 
 fn deleted(mut s: Given) -> Given {
@@ -140,6 +176,14 @@ fn deleted(mut s: Given) -> Given {
 fn found(id: &str, by: &str, at: i64) -> Found {
     let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "uid".into(), attempt: attempt(by) };
     Found { tunnel: tunnel(id), owner, created_at: wall(at) }
+}
+
+fn side() -> Side {
+    Side { access_token: Token::new("access".into()), client_token: Token::new("client".into()) }
+}
+
+fn both() -> Tokens {
+    Tokens { source: Some(side()), destination: Some(side()) }
 }
 
 impl Given {
@@ -154,8 +198,7 @@ impl Given {
 
     fn answer(self, of: AnswerOf, read_at: Option<u64>) -> Self {
         self.with(|s| {
-            let answer =
-                Answer { of, tunnel: tunnel("t1"), tokens: Tokens::default(), at: mono(MONO - 1), wall: wall(WALL) };
+            let answer = Answer { of, tunnel: tunnel("t1"), tokens: both(), at: mono(MONO - 1), wall: wall(WALL) };
             s.memory.answer = Some(answer);
             s.memory.open_doubt = Some(mono(MONO - 2));
             s.read_at = read_at;
@@ -187,6 +230,7 @@ impl Given {
             read_at: self.read_at.map(mono),
             gone: self.gone,
             secrets: self.secrets.clone(),
+            former: self.former.clone(),
             memory: &self.memory,
             search: self.search.clone(),
             heard: self.heard,
@@ -353,8 +397,7 @@ table! {
     a_secret_of_an_older_generation_is_overwritten: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![ours(0)])
         => WriteSecret { index: 0, generation: 1 },
     an_adopters_newer_secret_is_left_alone: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![ours(2)]) => Forget,
-    an_immutable_secret_is_replaced: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![SecretState::Ours {
-        generation: 0, digest: "d".into(), sound: false, holds_answer: false }]) => DeleteSecret { index: 0 },
+    an_immutable_secret_is_replaced: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![immutable()]) => DeleteSecret { index: 0 },
     a_secret_that_is_going_is_waited_for_with_the_tokens_in_hand: claimed(0).opened(Some(MONO))
         .with(|s| s.secrets = vec![SecretState::Terminating]) => Wait(w) if w.until == Some(mono(MONO + 5)),
     a_secret_of_somebody_elses_that_came_meanwhile_keeps_the_tunnel: claimed(0).opened(Some(MONO))
@@ -388,25 +431,37 @@ table! {
     a_new_generation_of_the_spec_is_observed: ready().with(|s| s.desired.generation = 2)
         => Record(Change::Report(Report { reason: Reason::Open, .. })),
     a_lost_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![SecretState::Missing])
-        => Record(Change::Rotating { generation: 2 }),
+        => Record(Change::Rotating { generation: 2, .. }),
+    the_api_server_is_asked_first_whether_it_takes_a_secret: ready()
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.tried = Some(mono(MONO - 5)) })
+        => TryCreate { index: 0 },
+    in_a_namespace_that_is_being_deleted_none_is_restored: ready()
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.namespace_ends = true }) => Wait(_),
+    nor_are_new_tokens_kept_on_trying: rotating(RotationStage::Doubt(mono(MONO - 2)))
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = true) => Wait(_),
     a_rotation_takes_a_ticket_first: ready().with(|s| { s.secrets = vec![SecretState::Missing]; s.turn = Turn::None })
         => Queue(Lane::Rotate),
-    an_edited_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![SecretState::Ours {
-        generation: 1, digest: "edited".into(), sound: true, holds_answer: false }])
-        => Record(Change::Rotating { generation: 2 }),
+    an_edited_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![ours(1)])
+        => Record(Change::Rotating { generation: 2, .. }),
     a_forged_generation_is_gone_beyond: ready().with(|s| s.secrets = vec![ours(99)])
-        => Record(Change::Rotating { generation: 100 }),
+        => Record(Change::Rotating { generation: 100, .. }),
     a_secret_of_somebody_elses_that_comes_later_is_reported: ready().with(|s| s.secrets = vec![SecretState::Foreign])
         => Record(Change::Report(Report { reason: Reason::SecretConflict, .. })),
     a_claimed_rotation_is_carried_out: rotating(RotationStage::Claimed)
         => Rotate { generation: 2, mode: ClientMode::All, .. },
-    only_the_sides_that_a_secret_needs: rotating(RotationStage::Claimed)
-        .with(|s| s.desired.secrets[0].mode = ClientMode::Source) => Rotate { mode: ClientMode::Source, .. },
+    for_the_sides_that_it_was_claimed_for: rotating(RotationStage::Claimed)
+        .with(|s| s.memory.rotation.as_mut().unwrap().mode = ClientMode::Source)
+        => Rotate { mode: ClientMode::Source, .. },
+    only_the_sides_that_a_secret_needs_are_claimed: rotating(RotationStage::Lost)
+        .with(|s| s.desired.secrets[0].mode = ClientMode::Source)
+        => Record(Change::Rotating { generation: 3, mode: ClientMode::Source }),
+    new_tokens_that_lack_a_side_which_is_wanted_by_now_are_dropped: rotating(RotationStage::Doubt(mono(MONO - 2)))
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.answer.as_mut().unwrap().tokens.source = None) => Forget,
     an_old_claim_to_rotate_is_read_again: rotating(RotationStage::Claimed).with(|s| s.read_at = Some(MONO - 5)) => Read,
     an_unanswered_rotate_waits_for_the_grace: rotating(RotationStage::Doubt(mono(MONO - 29)))
         => Wait(w) if w.until == Some(mono(MONO + 1)),
     then_it_is_repeated_under_a_new_generation: rotating(RotationStage::Doubt(mono(MONO - 30)))
-        => Record(Change::Rotating { generation: 3 }),
+        => Record(Change::Rotating { generation: 3, .. }),
     a_predecessors_rotation_is_searched_for_surplus_tunnels: adopted(2)
         => Wait(w) if w.need == Some(Need::Search(mono(MONO - 1))),
     a_surplus_tunnel_is_closed_before_ready: adopted(2)
@@ -415,10 +470,10 @@ table! {
     a_predecessors_rotation_waits_for_the_grace: adopted(2).searched(MONO, vec![found("t1", "theirs", 10_000)])
         => Wait(w) if w.until == Some(mono(MONO + 29)),
     then_it_is_repeated_by_whoever_is_there: adopted(2).searched(MONO, vec![])
-        .with(|s| s.memory.unfinished = Some((2, mono(MONO - 30)))) => Record(Change::Rotating { generation: 3 }),
+        .with(|s| s.memory.unfinished = Some((2, mono(MONO - 30)))) => Record(Change::Rotating { generation: 3, .. }),
     what_stands_in_a_secret_is_not_believed: adopted(2).searched(MONO, vec![])
         .with(|s| { s.memory.unfinished = Some((2, mono(MONO - 30))); s.secrets = vec![ours(2)] })
-        => Record(Change::Rotating { generation: 3 }),
+        => Record(Change::Rotating { generation: 3, .. }),
     new_tokens_are_judged_on_a_fresh_read: rotating(RotationStage::Doubt(mono(MONO - 2)))
         .answer(RotateAnswer(2), None) => Read,
     new_tokens_come_into_the_secret: rotating(RotationStage::Doubt(mono(MONO - 2)))
@@ -430,18 +485,80 @@ table! {
         .with(|s| s.memory.answer.as_mut().unwrap().tunnel = super::tests::tunnel("old")) => Forget,
     a_late_rotate_that_was_superseded_causes_one_more_once_ready: ready()
         .with(|s| { s.desired.record.token_generation = 1; s.memory.late_rotation = Some(0) })
-        => Record(Change::Rotating { generation: 2 }),
+        => Record(Change::Rotating { generation: 2, .. }),
     but_never_before: adopted(3).searched(MONO, vec![]).with(|s| s.memory.late_rotation = Some(2)) => Wait(_),
     tokens_that_a_conflict_lost_come_when_the_name_is_free: rotating(RotationStage::Lost)
-        => Record(Change::Rotating { generation: 3 }),
+        => Record(Change::Rotating { generation: 3, .. }),
     a_wiped_finalizer_is_restored: ready().with(|s| s.desired.record.finalizer = false) => RestoreFinalizer,
 }
 
 fn rotating(stage: RotationStage) -> Given {
     adopted(2).with(|s| {
-        s.memory.rotation = Some(Rotation { generation: 2, stage });
+        s.memory.rotation = Some(Rotation { generation: 2, mode: ClientMode::All, others_live: false, stage });
         s.read_at = Some(MONO);
     })
+}
+
+use AnswerOf::Secrets as ReusedTokens;
+use ClientMode::{All, Destination, Source};
+
+/// Ready, with these Secrets (a, b, …), each recorded and as it was; the spec wants `wanted`, by index.
+fn with_secrets(kept_modes: &[ClientMode], wanted: &[(usize, ClientMode)]) -> Given {
+    let name = |index: usize| ["a", "b", "c"][index].to_owned();
+    ready().with(|s| {
+        let state = |index: usize| kept_modes.get(index).map_or(SecretState::Missing, |mode| intact(1, *mode));
+        s.desired.record.kept = (0..kept_modes.len()).map(|index| kept(&name(index))).collect();
+        s.desired.secrets = wanted.iter().map(|(index, mode)| SecretRef { name: name(*index), mode: *mode }).collect();
+        s.secrets = wanted.iter().map(|(index, _)| state(*index)).collect();
+        s.former = (0..kept_modes.len()).filter(|i| !wanted.iter().any(|(w, _)| w == i)).map(state).collect();
+    })
+}
+
+impl Given {
+    fn reused(self) -> Self {
+        self.answer(ReusedTokens(1), Some(MONO))
+    }
+
+    /// The wanted Secret at `index` holds what it is to hold.
+    fn done(self, index: usize) -> Self {
+        self.with(|s| s.secrets[index] = holding(1))
+    }
+}
+
+// spec.secrets is edited on an open tunnel.
+table! {
+    the_same_secrets_in_another_order_are_no_change: with_secrets(&[Source, Destination], &[(1, Destination), (0, Source)])
+        => Wait(_),
+    a_new_secret_gets_the_tokens_that_another_holds: with_secrets(&[All], &[(0, All), (1, Source)]) => Reuse,
+    a_renamed_one_too: with_secrets(&[All], &[(1, All)]) => Reuse,
+    they_are_written_beside_the_others: with_secrets(&[All], &[(0, All), (1, Source)]).reused().done(0)
+        => WriteSecret { index: 1, generation: 1 },
+    then_the_one_that_is_named_no_more_is_deleted: with_secrets(&[All], &[(1, All)]).reused().done(0)
+        => DeleteSecret { index: 1 },
+    then_the_status_names_the_new_ones: with_secrets(&[All], &[(1, All)]).reused().done(0)
+        .with(|s| s.former = vec![SecretState::Missing]) => Record(Change::Arranged),
+    a_side_that_none_holds_is_rotated_alone: with_secrets(&[Source], &[(0, Source), (1, Destination)])
+        => Record(Change::Rotating { generation: 2, mode: Destination }),
+    a_mode_that_grows_rotates_the_side_that_lacks: with_secrets(&[Source], &[(0, All)])
+        => Record(Change::Rotating { mode: Destination, .. }),
+    a_mode_that_shrinks_rotates_nothing: with_secrets(&[All], &[(0, Source)]) => Reuse,
+    it_is_written_over_its_own_generation: with_secrets(&[All], &[(0, Source)]).reused()
+        => WriteSecret { index: 0, generation: 1 },
+    a_secret_that_is_named_no_more_and_edited_gives_no_tokens: with_secrets(&[All], &[(1, All)])
+        .with(|s| s.former = vec![ours(1)]) => Record(Change::Rotating { mode: All, .. }),
+    a_lost_one_is_rotated_though_another_holds_its_side: with_secrets(&[All, Source], &[(0, All), (1, Source)])
+        .with(|s| s.secrets[1] = SecretState::Missing) => Record(Change::Rotating { mode: Source, .. }),
+    a_name_that_is_somebody_elses_is_a_conflict: with_secrets(&[All], &[(0, All), (1, Source)])
+        .with(|s| s.secrets[1] = SecretState::Foreign)
+        => Record(Change::Report(Report { reason: Reason::SecretConflict, .. })),
+    one_with_a_generation_that_nobody_counted_to_is_gone_beyond: with_secrets(&[All], &[(0, All), (1, Source)])
+        .with(|s| s.secrets[1] = ours(9)) => Record(Change::Rotating { generation: 10, mode: Source }),
+    tokens_of_a_generation_that_is_over_are_dropped: with_secrets(&[All], &[(1, All)]).reused()
+        .with(|s| s.desired.record.token_generation = 2) => Forget,
+    a_rotation_that_somebody_claimed_meanwhile_drops_them: with_secrets(&[All], &[(1, All)]).reused()
+        .with(|s| s.desired.record.reported = Some(Reason::Rotating)) => Forget,
+    a_former_one_goes_when_the_tunnel_ends: with_secrets(&[All], &[(1, All)]).heard(closed(12_000))
+        => DeleteSecret { index: 1 },
 }
 
 // The end.
@@ -540,7 +657,7 @@ fn ended() -> Given {
     ready().with(|s| {
         s.desired.record.tunnel.as_mut().unwrap().state = State::Closed;
         s.desired.record.reported = Some(Reason::Expired);
-        s.desired.record.tokens_digest = None;
+        (s.desired.record.ready_once, s.desired.record.kept) = (false, vec![]);
         s.secrets = vec![SecretState::Missing];
     })
 }

@@ -42,7 +42,7 @@ impl Case<'_> {
 
     /// The generation after `present`, and above whatever stands in the Secrets.
     pub(super) fn generation_above(&self, present: i64) -> i64 {
-        let generations = self.o.secrets.iter().filter_map(|s| match s {
+        let generations = self.o.secrets.iter().chain(&self.o.former).filter_map(|s| match s {
             SecretState::Ours { generation, .. } => Some(*generation),
             _ => None,
         });

@@ -1,0 +1,123 @@
+//! Which Secrets are whose, as a watch by label shows them: who owns each, and its version. Nothing of
+//! what they hold is kept.
+
+use crate::pacer::Key;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A Secret's namespace and name.
+pub type Place = (String, String);
+
+/// The Secrets that carry the operator's label. Empty where they are not watched.
+#[derive(Default)]
+pub struct Owned(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    secrets: HashMap<Place, Secret>,
+    /// Names of Secrets, by their Tunnel's UID.
+    names: HashMap<String, BTreeSet<String>>,
+}
+
+struct Secret {
+    owner: Option<Key>,
+    version: Option<String>,
+}
+
+impl Owned {
+    /// A Secret stands there, in this version. Returns the Tunnels that have to look at it: whose it was,
+    /// and whose it is.
+    pub fn see(&self, place: Place, owner: Option<Key>, version: Option<String>) -> Vec<Key> {
+        let mut known = self.lock();
+        let before = known.remove(&place);
+        if let Some(owner) = &owner {
+            known.names.entry(owner.uid.clone()).or_default().insert(place.1.clone());
+        }
+        let changed = before.as_ref().is_none_or(|before| before.version != version);
+        let woken = [before.and_then(|before| before.owner), owner.clone()];
+        known.secrets.insert(place, Secret { owner, version });
+        drop(known);
+        let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
+        woken.dedup();
+        woken
+    }
+
+    /// Whether one was seen there.
+    pub fn knows(&self, place: &Place) -> bool {
+        self.lock().secrets.contains_key(place)
+    }
+
+    /// It is gone, or has lost its label. Returns the Tunnel whose it was.
+    pub fn lose(&self, place: &Place) -> Option<Key> {
+        self.lock().remove(place)?.owner
+    }
+
+    /// Those that are covered, but not there any more.
+    pub fn missing(&self, covered: impl Fn(&Place) -> bool, there: &HashSet<Place>) -> Vec<Place> {
+        self.lock().secrets.keys().filter(|place| covered(place) && !there.contains(*place)).cloned().collect()
+    }
+
+    /// The names of a Tunnel's own Secrets.
+    pub fn names(&self, key: &Key) -> Vec<String> {
+        self.lock().names.get(&key.uid).into_iter().flatten().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn remove(&mut self, place: &Place) -> Option<Secret> {
+        let secret = self.secrets.remove(place)?;
+        if let Some(owner) = &secret.owner
+            && let Some(names) = self.names.get_mut(&owner.uid)
+        {
+            names.remove(&place.1);
+            if names.is_empty() {
+                self.names.remove(&owner.uid);
+            }
+        }
+        Some(secret)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(uid: &str) -> Key {
+        Key { namespace: "edge".into(), name: "sensor".into(), uid: uid.into() }
+    }
+
+    fn place(name: &str) -> Place {
+        ("edge".into(), name.into())
+    }
+
+    fn see(owned: &Owned, owner: Option<Key>, version: &str) -> Vec<Key> {
+        owned.see(place("tokens"), owner, Some(version.into()))
+    }
+
+    #[test]
+    fn a_change_wakes_whose_the_secret_is_and_whose_it_was() {
+        let owned = Owned::default();
+        assert_eq!(see(&owned, Some(key("a")), "1"), [key("a")]);
+        assert_eq!(see(&owned, Some(key("a")), "1"), []);
+        assert_eq!(see(&owned, Some(key("a")), "2"), [key("a")]);
+        assert_eq!(owned.names(&key("a")), ["tokens"]);
+        assert_eq!(see(&owned, None, "3"), [key("a")], "its ownerReference was taken away");
+        assert_eq!(owned.names(&key("a")), [""; 0]);
+        assert_eq!(see(&owned, Some(key("b")), "4"), [key("b")]);
+        assert_eq!(owned.lose(&place("tokens")), Some(key("b")));
+        assert_eq!(owned.lose(&place("tokens")), None);
+    }
+
+    #[test]
+    fn what_a_new_list_has_no_more_is_missing() {
+        let owned = Owned::default();
+        see(&owned, Some(key("a")), "1");
+        owned.see(place("other"), Some(key("a")), None);
+        assert_eq!(owned.missing(|_| true, &HashSet::from([place("other")])), [place("tokens")]);
+        assert_eq!(owned.missing(|(namespace, _)| namespace == "x", &HashSet::new()), []);
+    }
+}

@@ -1,0 +1,86 @@
+//! The watch of token Secrets, by label: whoever owns one that changes looks at it. Only metadata is
+//! watched, so no token comes this way.
+
+use super::{WATCH_SECONDS, stopped};
+use crate::controller::context::Context;
+use crate::controller::owned::Place;
+use crate::crd::{MANAGED_BY_LABEL, MANAGER, Tunnel};
+use crate::pacer::Key;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{Config, Event, watcher};
+use kube::{Api, Resource, ResourceExt};
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Selects the Secrets that are watched.
+pub fn selector() -> String {
+    format!("{MANAGED_BY_LABEL}={MANAGER}")
+}
+
+/// Watches until `stop` is true. The receiver tells when it is synced.
+pub(super) fn start(
+    ctx: Arc<Context>,
+    namespace: Option<String>,
+    stop: watch::Receiver<bool>,
+) -> (watch::Receiver<bool>, impl Future<Output = ()> + Send + 'static) {
+    let api: Api<PartialObjectMeta<Secret>> = match &namespace {
+        Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
+        None => Api::all(ctx.client.clone()),
+    };
+    let (synced, told) = watch::channel(false);
+    let config = Config::default().timeout(WATCH_SECONDS).labels(&selector());
+    let run = async move {
+        let mut listed = HashSet::new();
+        let events = watcher(api, config).default_backoff().take_until(stopped(stop));
+        futures::pin_mut!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(secret)) => {
+                    listed.insert(place(&secret));
+                    // Whose Secret is seen for the first time looks at it for reasons of its own: at the
+                    // start for one, where nobody has to be woken.
+                    let known = ctx.owned.knows(&place(&secret));
+                    see(&ctx, &secret).filter(|_| known).for_each(|key| wake(&ctx, key));
+                }
+                Ok(Event::InitDone) => {
+                    let covered = |(n, _): &Place| namespace.as_ref().is_none_or(|watched| watched == n);
+                    for place in ctx.owned.missing(covered, &listed) {
+                        ctx.owned.lose(&place).into_iter().for_each(|key| wake(&ctx, key));
+                    }
+                    synced.send_replace(true);
+                }
+                Ok(Event::Apply(secret)) => see(&ctx, &secret).for_each(|key| wake(&ctx, key)),
+                Ok(Event::Delete(secret)) => {
+                    ctx.owned.lose(&place(&secret)).into_iter().for_each(|key| wake(&ctx, key));
+                }
+                Err(error) => tracing::warn!(%error, "the watch of Secrets failed; trying again"),
+            }
+        }
+    };
+    (told, run)
+}
+
+fn place(secret: &PartialObjectMeta<Secret>) -> Place {
+    (secret.namespace().unwrap_or_default(), secret.name_any())
+}
+
+/// Returns the Tunnels that have to look at it.
+fn see(ctx: &Context, secret: &PartialObjectMeta<Secret>) -> impl Iterator<Item = Key> {
+    let place = place(secret);
+    let group = Tunnel::group(&());
+    let owner = secret.owner_references().iter().find(|o| {
+        o.controller == Some(true) && o.kind == Tunnel::kind(&()) && o.api_version.split('/').next() == Some(&group)
+    });
+    let owner = owner.map(|o| Key { namespace: place.0.clone(), name: o.name.clone(), uid: o.uid.clone() });
+    ctx.owned.see(place, owner, secret.resource_version()).into_iter()
+}
+
+fn wake(ctx: &Context, key: Key) {
+    let _ = ctx.wake.send(key);
+}
