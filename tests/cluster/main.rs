@@ -1,5 +1,6 @@
 //! Tests of the operator's real program against a real API server, with AWS emulated.
 
+mod costs;
 mod crash;
 mod crd;
 mod end_of_life;

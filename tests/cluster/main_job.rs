@@ -36,15 +36,6 @@ fn calls(world: &World) -> Vec<String> {
     calls.filter(|operation| operation != "ListTunnels").collect()
 }
 
-/// Returns when the poller has begun that many more rounds.
-async fn rounds(world: &World, more: usize) {
-    let lists =
-        |calls: &[secure_tunneling_emulator::Call]| calls.iter().filter(|c| c.operation == "ListTunnels").count();
-    let wanted = lists(&world.aws.calls()) + more;
-    let wait = world.aws.wait_calls(|calls| lists(calls) >= wanted);
-    timeout(LIMIT, wait).await.expect("the poller polls");
-}
-
 /// The keys of a Secret's data; the values are checked: tokens are the live ones, client tokens are what
 /// AWS takes for one (`^[a-zA-Z0-9-]{32,128}$`) and no two are alike.
 fn checked_keys(data: &BTreeMap<String, String>, id: &str, live: &LiveTokens) -> Vec<String> {
@@ -209,26 +200,6 @@ async fn kubectl_waits_for_ready_and_shows_the_tunnel() {
     let describe = world.kubectl(&["describe", "tunnel", "sensor-42"]).await.out;
     let event = describe.lines().find(|line| line.contains("Normal") && line.contains("Opened"));
     assert!(event.is_some_and(|line| line.contains(&opened.tunnel_id)), "{describe}");
-}
-
-#[tokio::test]
-async fn a_tunnel_costs_four_writes_and_one_call_and_nothing_at_rest() {
-    let world = World::new().await;
-    let _operator = world.operator().await;
-    world.apply(PLAIN).await;
-    world.wait_ready("plain").await;
-    world.wait_event("plain", "Normal Opened").await;
-    rounds(&world, 3).await;
-    let writes = world.writes().await;
-    let short: Vec<_> = writes.iter().map(|w| (w.verb.as_str(), w.resource.as_str(), w.code)).collect();
-    let claim = ("patch", "tunnels", 200);
-    let wanted = [claim, ("create", "secrets", 201), ("patch", "tunnels/status", 200), ("create", "events", 201)];
-    assert_eq!(short, wanted);
-    assert_eq!(calls(&world), ["OpenTunnel"]);
-    assert_eq!(world.events("plain").await, ["Normal Opened"]);
-    rounds(&world, 3).await;
-    assert_eq!(world.writes().await, writes);
-    assert_eq!(calls(&world), ["OpenTunnel"]);
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 use super::LIMIT;
 use super::control_plane::ControlPlane;
 use super::namespace::Namespace;
+use super::world::CREDENTIAL_ID;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -45,6 +47,8 @@ struct Line {
 #[derive(Deserialize)]
 struct User {
     username: String,
+    #[serde(default)]
+    extra: HashMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -64,24 +68,38 @@ struct Status {
 /// The operator's writes in a namespace, in the order of their answers.
 pub async fn writes(namespace: &Namespace) -> Vec<Write> {
     settled(namespace).await;
-    lines(&namespace.name)
-        .into_iter()
-        .filter(|line| line.stage == "ResponseComplete" && line.user.username == OPERATOR)
-        .filter(|line| ["create", "update", "patch", "delete", "deletecollection"].contains(&line.verb.as_str()))
-        .map(|line| {
-            let object = line.object_ref.unwrap_or_default();
-            let resource = match object.subresource.as_str() {
-                "" => object.resource,
-                sub => format!("{}/{sub}", object.resource),
-            };
-            Write {
-                verb: line.verb,
-                resource,
-                name: object.name,
-                code: line.response_status.map_or(0, |status| status.code),
-            }
-        })
+    let lines = lines(&namespace.name).into_iter();
+    lines
+        .filter(|line| line.user.username == OPERATOR)
+        .filter(|line| line.object_ref.as_ref().is_some_and(|o| o.namespace == namespace.name))
+        .filter_map(write)
         .collect()
+}
+
+/// The writes under a credential, wherever, in the order of their answers. `namespace` is any.
+pub async fn writes_by(namespace: &Namespace, credential: &str) -> Vec<Write> {
+    settled(namespace).await;
+    let lines = lines(credential).into_iter();
+    let by = |line: &Line| line.user.extra.get(CREDENTIAL_ID).is_some_and(|ids| ids.iter().any(|id| id == credential));
+    lines.filter(by).filter_map(write).collect()
+}
+
+fn write(line: Line) -> Option<Write> {
+    let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&line.verb.as_str());
+    if line.stage != "ResponseComplete" || !writes {
+        return None;
+    }
+    let object = line.object_ref.unwrap_or_default();
+    let resource = match object.subresource.as_str() {
+        "" => object.resource,
+        sub => format!("{}/{sub}", object.resource),
+    };
+    Some(Write {
+        verb: line.verb,
+        resource,
+        name: object.name,
+        code: line.response_status.map_or(0, |status| status.code),
+    })
 }
 
 /// Returns once what was answered before stands in the log: a request of our own, made now, does.
@@ -97,9 +115,8 @@ async fn settled(namespace: &Namespace) {
     }
 }
 
-fn lines(namespace: &str) -> Vec<Line> {
+/// The lines that have `text` in them.
+fn lines(text: &str) -> Vec<Line> {
     let log = ControlPlane::get().audit_log();
-    let ours = log.lines().filter(|line| line.contains(namespace));
-    let lines = ours.filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines.filter(|line| line.object_ref.as_ref().is_some_and(|o| o.namespace == namespace)).collect()
+    log.lines().filter(|line| line.contains(text)).filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -96,16 +96,21 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Makes the operator's ServiceAccount and its rights, and a kubeconfig with its token.
+    /// Makes the operator's ServiceAccount and its rights, and a kubeconfig of it.
     fn grant(&self) -> Result<(), String> {
         let rbac = repository().join("deploy/rbac.yaml");
         output_of(self.kubectl().arg("apply").arg("-f").arg(rbac))?;
+        self.write_operator_kubeconfig(&self.operator_kubeconfig)
+    }
+
+    /// Writes a kubeconfig of the operator's ServiceAccount, with a token that nobody else has.
+    pub fn write_operator_kubeconfig(&self, path: &Path) -> Result<(), String> {
         let create = ["create", "token", SERVICE_ACCOUNT, "--duration=24h", "-n", SYSTEM_NAMESPACE];
         let token = output_of(self.kubectl().args(create))?;
         let view = output_of(self.kubectl().args(["config", "view", "--raw", "-o", "json"]))?;
         let mut kubeconfig: Value = serde_json::from_str(&view).map_err(|e| e.to_string())?;
         kubeconfig["users"][0]["user"] = json!({"token": token.trim()});
-        write_private(&self.operator_kubeconfig, &kubeconfig.to_string()).map_err(|e| e.to_string())
+        write_private(path, &kubeconfig.to_string()).map_err(|e| e.to_string())
     }
 
     /// kubectl as the administrator, with no preferences of the user's.

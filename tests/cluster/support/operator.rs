@@ -2,6 +2,7 @@
 
 use super::api_proxy::ApiProxy;
 use super::control_plane::ControlPlane;
+use super::world::Identity;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -49,6 +50,11 @@ impl Settings {
     /// Goes to the API server through a proxy.
     pub fn via(self, proxy: &ApiProxy) -> Self {
         self.env("KUBECONFIG", proxy.kubeconfig())
+    }
+
+    /// Has a credential of its own.
+    pub fn with_identity(self, identity: &Identity) -> Self {
+        self.env("KUBECONFIG", &identity.kubeconfig)
     }
 
     /// Sets a flag of `run`.

@@ -1,11 +1,13 @@
 //! A test's own world: a namespace, an AWS, operators and their logs.
 
 use super::api_proxy::ApiProxy;
+use super::audit::{self, Write};
 use super::control_plane::ControlPlane;
 use super::log;
 use super::namespace::Namespace;
 use super::operator::{Operator, Settings};
 use secure_tunneling_emulator::{Config, Emulator, Quotas};
+use serde_json::Value;
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -21,6 +23,16 @@ pub struct World {
     dir: PathBuf,
     files: AtomicUsize,
 }
+
+/// A credential that only one operator has: what it does can be told from what others do.
+pub struct Identity {
+    /// The kubeconfig with it.
+    pub kubeconfig: PathBuf,
+    credential: String,
+}
+
+/// What the API server calls a credential's ID among a user's `extra`.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 impl World {
     /// A new one.
@@ -63,6 +75,23 @@ impl World {
     /// A proxy in front of the API server; [`Settings::via`] sends an operator through it.
     pub async fn api_proxy(&self) -> ApiProxy {
         ApiProxy::start(&ControlPlane::get().operator_kubeconfig, self.file("kubeconfig")).await
+    }
+
+    /// An operator's own credential: [`Settings::with_identity`] gives it one.
+    pub async fn identity(&self) -> Identity {
+        let kubeconfig = self.file("kubeconfig");
+        ControlPlane::get().write_operator_kubeconfig(&kubeconfig).expect("a kubeconfig");
+        let whoami = ["auth", "whoami", "-o", "json", "--kubeconfig"];
+        let said = self.kubectl(&[&whoami[..], &[kubeconfig.to_str().expect("UTF-8")]].concat()).await;
+        let review: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("whoami: {}", said.err));
+        let credential = &review["status"]["userInfo"]["extra"][CREDENTIAL_ID][0];
+        Identity { credential: credential.as_str().expect("a credential has an ID").to_owned(), kubeconfig }
+    }
+
+    /// All that was written under an identity, anywhere, in the order of the answers.
+    pub async fn writes_by(&self, identity: &Identity) -> Vec<Write> {
+        let mut writes = audit::writes_by(self, &identity.credential).await;
+        writes.split_off(1) // the first is our own question what the credential's ID is
     }
 
     fn file(&self, extension: &str) -> PathBuf {

@@ -1,0 +1,179 @@
+//! What a Tunnel costs, counted exactly: all that an operator writes, anywhere in the cluster, from the
+//! API server's audit log, and all that it asks of AWS, from the emulator's call log.
+
+use crate::support::namespace::{main_condition, status};
+use crate::support::operator::Operator;
+use crate::support::world::Identity;
+use crate::support::{LIMIT, World};
+use secure_tunneling_emulator::{Call, Quotas};
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
+
+/// Everything that the operator wrote, as `patch tunnels/status`.
+async fn writes(world: &World, identity: &Identity) -> Vec<String> {
+    let all = world.writes_by(identity).await.into_iter();
+    all.map(|w| format!("{} {}", w.verb, w.resource)).filter(|w| !w.ends_with(" leases")).collect()
+}
+
+/// All calls of AWS but the poll.
+fn calls(world: &World) -> Vec<String> {
+    let calls = world.aws.calls().into_iter().map(|call| call.operation);
+    calls.filter(|operation| operation != "ListTunnels").collect()
+}
+
+fn polls(calls: &[Call]) -> usize {
+    calls.iter().filter(|c| c.operation == "ListTunnels").count()
+}
+
+async fn wait_polls(world: &World, count: usize) {
+    timeout(LIMIT, world.aws.wait_calls(|calls| polls(calls) >= count)).await.expect("the poller polls");
+}
+
+#[tokio::test]
+async fn an_opening_costs_two_writes_one_for_each_secret_one_event_and_one_call() {
+    let two = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}, spec: {secrets: [
+        {name: a, clientMode: SOURCE}, {name: b, clientMode: DESTINATION}]}}";
+    for (manifest, secrets) in [(PLAIN, 1), (two, 2)] {
+        let world = World::new().await;
+        let identity = world.identity().await;
+        let _operator = world.operator_with(&world.settings().with_identity(&identity)).await;
+        world.apply(manifest).await;
+        world.wait_ready("plain").await;
+        world.wait_event("plain", "Normal Opened").await;
+        wait_polls(&world, polls(&world.aws.calls()) + 3).await;
+        let mut wanted = vec!["patch tunnels"];
+        wanted.extend(vec!["create secrets"; secrets]);
+        wanted.extend(["patch tunnels/status", "create events"]);
+        assert_eq!(writes(&world, &identity).await, wanted);
+        assert_eq!(calls(&world), ["OpenTunnel"]);
+        println!("a Tunnel with {secrets} Secrets: {} writes, 1 call", wanted.len());
+    }
+}
+
+#[tokio::test]
+async fn at_rest_a_minute_costs_no_write_and_no_call_but_the_poll() {
+    let world = World::new().await;
+    let identity = world.identity().await;
+    let settings = world.settings().with_identity(&identity).flag("--poll-interval", "10s");
+    let _operator = world.operator_with(&settings).await;
+    for name in ["a", "b", "c"] {
+        world.apply(&PLAIN.replace("plain", name)).await;
+        world.wait_ready(name).await;
+        world.wait_event(name, "Normal Opened").await;
+    }
+    let (written, called, polled) = (writes(&world, &identity).await, calls(&world), polls(&world.aws.calls()));
+    // A minute is what is measured: there is nothing to wait for.
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(writes(&world, &identity).await, written);
+    assert_eq!(calls(&world), called);
+    let polled = polls(&world.aws.calls()) - polled;
+    assert!((4..=7).contains(&polled), "one ListTunnels each 10 s, not {polled} in a minute");
+    println!("in 60 s at rest: 0 writes, 0 calls, {polled} rounds of ListTunnels");
+}
+
+/// Returns once the operator has looked at as many Tunnels, and waits.
+async fn all_reconciled(operator: &Operator, count: usize) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let log = operator.log();
+        let at_rest = log.lines().filter(|line| line.contains("decision=Wait("));
+        let names: HashSet<_> = at_rest.filter_map(|line| line.split("name=\"").nth(1)?.split('"').next()).collect();
+        if names.len() >= count {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{} of {count} Tunnels were looked at", names.len());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_with_200_open_tunnels_writes_nothing_and_lists_tunnels_twice() {
+    const COUNT: usize = 200;
+    let world = World::new().await;
+    let quiet = world.settings().flag("--poll-interval", "1h");
+    let first = world.operator_with(&quiet).await;
+    let names: Vec<String> = (0..COUNT).map(|n| format!("t{n}")).collect();
+    let manifests: Vec<_> = names.iter().map(|name| PLAIN.replace("plain", name)).collect();
+    world.apply(&manifests.join("\n---\n")).await;
+    for name in &names {
+        world.wait_ready(name).await;
+        world.wait_event(name, "Normal Opened").await;
+    }
+    first.kill();
+    let identity = world.identity().await;
+    let before = world.aws.calls().len();
+    let second = world.operator_with(&quiet.with_identity(&identity)).await;
+    all_reconciled(&second, COUNT).await;
+    let lists = COUNT.div_ceil(100);
+    timeout(LIMIT, world.aws.wait_calls(|calls| calls.len() >= before + lists)).await.expect("the poller polls");
+    assert_eq!(writes(&world, &identity).await, [""; 0]);
+    let called: Vec<_> = world.aws.calls()[before..].iter().map(|call| call.operation.clone()).collect();
+    assert_eq!(called, vec!["ListTunnels"; lists]);
+    println!("a restart with {COUNT} open Tunnels: 0 writes, {lists} ListTunnels");
+}
+
+#[tokio::test]
+async fn a_tunnel_that_waits_writes_why_once_and_nothing_more() {
+    let world = World::new().await;
+    let identity = world.identity().await;
+    world.aws.set_quotas(&Quotas::none().max_open_tunnels(0));
+    let _operator = world.operator_with(&world.settings().with_identity(&identity)).await;
+    world.apply(PLAIN).await;
+    let tunnel = world.wait_condition("plain", ("Ready", "False", "LimitExceeded")).await;
+    assert!(main_condition(&tunnel).is_some_and(|c| c.message.contains("LimitExceededException")));
+    world.wait_event("plain", "Warning LimitExceeded").await;
+    let wanted = ["patch tunnels", "patch tunnels/status", "create events"];
+    assert_eq!(writes(&world, &identity).await, wanted);
+    let tried = calls(&world).len();
+    let more = world.aws.wait_calls(|calls| calls.iter().filter(|c| c.operation == "OpenTunnel").count() >= tried + 3);
+    timeout(LIMIT, more).await.expect("it is tried again");
+    assert_eq!(writes(&world, &identity).await, wanted);
+    // Once there is room it goes on with the claim that stands.
+    world.aws.set_quotas(&Quotas::none());
+    world.wait_ready("plain").await;
+    world.wait_event("plain", "Normal Opened").await;
+    let opened = ["create secrets", "patch tunnels/status", "create events"];
+    assert_eq!(writes(&world, &identity).await, [&wanted[..], &opened].concat());
+}
+
+#[tokio::test]
+async fn a_deletion_an_end_and_a_lost_secret_cost_what_they_must() {
+    let world = World::new().await;
+    let identity = world.identity().await;
+    let _operator = world.operator_with(&world.settings().with_identity(&identity)).await;
+    let mut seen = 0;
+    let mut since = async || {
+        let all = writes(&world, &identity).await;
+        let new = all[seen..].to_vec();
+        seen = all.len();
+        new
+    };
+    for name in ["plain", "other"] {
+        world.apply(&PLAIN.replace("plain", name)).await;
+        world.wait_ready(name).await;
+        world.wait_event(name, "Normal Opened").await;
+    }
+    since().await;
+
+    world.secrets().delete("plain-tokens", &Default::default()).await.expect("it is there");
+    world.wait_event("plain", "Normal TokensRotated").await;
+    // The trial whether a Secret would be taken changes nothing: a dry run.
+    let rotation =
+        ["create secrets", "patch tunnels/status", "create secrets", "patch tunnels/status", "create events"];
+    assert_eq!(since().await, rotation);
+
+    world.delete("plain").await;
+    world.wait_no_tunnel("plain").await;
+    world.wait_event("plain", "Normal Closed").await;
+    assert_eq!(since().await, ["create events", "patch tunnels"]);
+
+    let other = world.tunnel("other").await;
+    world.aws.close(status(&other).tunnel_id.as_ref().expect("an ID")).expect("it is open");
+    world.wait_event("other", "Normal Closed").await;
+    assert_eq!(since().await, ["delete secrets", "patch tunnels/status", "create events"]);
+    let expected = ["OpenTunnel", "OpenTunnel", "RotateTunnelAccessToken", "CloseTunnel"];
+    assert_eq!(calls(&world), expected);
+}
