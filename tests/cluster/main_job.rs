@@ -3,7 +3,7 @@
 use crate::support::audit::Write;
 use crate::support::manifests::manifest;
 use crate::support::namespace::status;
-use crate::support::{LIMIT, World};
+use crate::support::World;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams};
@@ -11,7 +11,6 @@ use opentunnel_operator::crd::{State, Tunnel};
 use secure_tunneling_emulator::{LiveTokens, TunnelInfo, TunnelStatus};
 use serde_json::json;
 use std::collections::BTreeMap;
-use tokio::time::timeout;
 
 const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
 
