@@ -121,6 +121,15 @@ def demo(kubectl, aws, operator_log):
     check({n: len(t) for n, t in tokens.items()} == {"plain-tokens": 2, "pump-7-source": 1},
           "an access token for each side that was asked for")
 
+    step("A Secret is deleted: it comes back with new tokens of its side, and no second tunnel is opened")
+    kubectl.show("delete", "secret", "pump-7-source")
+    kubectl.wait("tunnel/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
+    kubectl.wait("tunnel/pump-7", "--for=condition=Ready")
+    renewed = access_tokens(kubectl)
+    check(len(renewed["pump-7-source"]) == 1 and renewed["pump-7-source"] != tokens["pump-7-source"],
+          "the Secret is there, with another token")
+    check(len(opened(aws)) == 2, "two tunnels are open in AWS")
+
     step(f"A third Tunnel meets AWS's limit of {MAX_OPEN_TUNNELS} open tunnels")
     apply(kubectl, "sensor-42")
     kubectl.wait("tunnel/sensor-42", "--for=jsonpath={.status.conditions[0].reason}=LimitExceeded")
@@ -135,7 +144,7 @@ def demo(kubectl, aws, operator_log):
     kubectl.wait("secret/plain-tokens", "--for=delete")
     kubectl.show("events", "--for=tunnel/sensor-42")
     check({t["thingName"] for t in opened(aws)} == {"pump-7", "sensor-42"}, "two tunnels are open in AWS, the other two")
-    tokens |= access_tokens(kubectl)
+    secret = {token for tokens in (tokens, renewed, access_tokens(kubectl)) for some in tokens.values() for token in some}
 
     step("The others are deleted, too")
     kubectl.show("delete", "tunnels", "--all")
@@ -143,7 +152,7 @@ def demo(kubectl, aws, operator_log):
 
     step("What AWS saw")
     calls, tunnels = aws("GET", "calls"), aws("GET", "tunnels")
-    reads = [c for c in calls if c["operation"] not in ("OpenTunnel", "CloseTunnel")]
+    reads = [c for c in calls if c["operation"] not in ("OpenTunnel", "RotateTunnelAccessToken", "CloseTunnel")]
     rows = [(c["at"][11:23], c["operation"], c["outcome"], c["tunnelId"] or "") for c in calls if c not in reads]
     table([("TIME", "OPERATION", "OUTCOME", "TUNNEL"), *rows])
     say(f"    and {len(reads)} calls that only read\n")
@@ -159,14 +168,14 @@ def demo(kubectl, aws, operator_log):
     limited = [c for c in calls if c["outcome"] == "LimitExceededException"]
     owners = {t["tags"][owner].split("/")[2] for t in tunnels}
     check(len(ids) == 3 and len(owners) == 3 and done["OpenTunnel"] == ids, "three Tunnels, each opened exactly once")
-    check(limited and len(calls) == len(limited) + len(reads) + 6, "AWS refused nothing else than openings beyond its limit")
+    check(limited and len(calls) == len(limited) + len(reads) + 7, "AWS refused nothing else than openings beyond its limit")
     check(done["CloseTunnel"] == ids, "each closed exactly once")
     check(all(t["status"] == "CLOSED" for t in tunnels), "no tunnel is open")
-    check(all(t["sourceTokensIssued"] == 1 for t in tunnels), "no tokens were asked for a second time")
+    issued = {t["thingName"]: (t["sourceTokensIssued"], t["destinationTokensIssued"]) for t in tunnels}
+    check(issued == {None: (1, 1), "pump-7": (2, 1), "sensor-42": (1, 1)}, "no tokens were asked for a second time but the lost ones")
     check(not kubectl.json("get", "tunnels,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
     told = operator_log.read_text() + kubectl("get", "events", "-A", "-o=yaml") + "".join(kubectl.seen)
-    secret = [token for tokens in tokens.values() for token in tokens]
-    check(len(secret) == 5 and not any(token in told for token in secret), "no token stands in the operator's log or in an event")
+    check(len(secret) == 6 and not any(token in told for token in secret), "no token stands in the operator's log or in an event")
 
 
 def opened(aws):
