@@ -2,14 +2,15 @@
 //! names that the operator puts on objects. Nothing in here talks to anybody.
 
 mod definition;
+mod reason;
 
 pub use definition::{definition, missing_fields};
 use jiff::Timestamp;
 use kube::core::{Message, Rule};
 use kube::{CustomResource, KubeSchema};
+pub use reason::Reason;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// Finalizer that holds a Tunnel back until its tunnel is closed (or released, see [`DeletionPolicy`]).
 pub const FINALIZER: &str = "opentunnel.dev/close-tunnel";
@@ -331,73 +332,5 @@ impl JsonSchema for Time {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({"type": "string", "format": "date-time"})
-    }
-}
-
-/// The reasons of the main condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Ready: the tunnel is open and its live tokens are in the Secrets.
-    Open,
-    /// OpenTunnel is queued or in flight for longer than 5 s.
-    Opening,
-    /// AWS's account limit holds all openings back.
-    LimitExceeded,
-    /// A call to AWS fails without an answer, with a 5xx or by throttling.
-    AwsUnavailable,
-    /// New tokens are being made.
-    Rotating,
-    /// The tunnel is being closed.
-    Closing,
-    /// AWS refuses the credentials or their rights.
-    AccessDenied,
-    /// AWS refuses what the spec says.
-    InvalidRequest,
-    /// A Secret of a wanted name belongs to somebody else.
-    SecretConflict,
-    /// The tunnel is in another account or region than the operator's.
-    WrongAccount,
-    /// Ended: the lifetime ran out.
-    Expired,
-    /// Ended: closed by somebody else.
-    Closed,
-}
-
-impl Reason {
-    /// Every reason, to read one back from a condition.
-    const ALL: [Self; 12] = [
-        Self::Open,
-        Self::Opening,
-        Self::LimitExceeded,
-        Self::AwsUnavailable,
-        Self::Rotating,
-        Self::Closing,
-        Self::AccessDenied,
-        Self::InvalidRequest,
-        Self::SecretConflict,
-        Self::WrongAccount,
-        Self::Expired,
-        Self::Closed,
-    ];
-
-    /// The reason that a condition's text names.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|r| r.to_string() == text)
-    }
-
-    /// Nothing more follows: the main condition is `Ended`, not `Ready`.
-    pub fn is_end(self) -> bool {
-        matches!(self, Self::Expired | Self::Closed)
-    }
-
-    /// A person has to do something: the condition `Stalled` stands beside.
-    pub fn is_stalled(self) -> bool {
-        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict | Self::WrongAccount)
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
     }
 }

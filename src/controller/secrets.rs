@@ -1,7 +1,7 @@
 //! The token Secrets, pure: what is in them, and what one that exists is to a Tunnel.
 
 use super::observe::{Answer, Observed, SecretState};
-use super::validate::{Desired, SecretRef};
+use super::validate::{Desired, SHORTEST_DIGEST, SecretRef};
 use crate::crd::{self, ClientMode, GENERATIONS};
 use crate::tunnels::{Side, Token, Tokens, TunnelId};
 use k8s_openapi::ByteString;
@@ -11,8 +11,6 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// The fewest characters of a SHA-256 that are recorded: 64 bits.
-pub const SHORTEST_DIGEST: usize = 16;
 /// `status.tokensDigest` has as many characters at the most.
 const DIGESTS_LIMIT: usize = 128;
 

@@ -1,7 +1,6 @@
 //! Step 1, pure: the Tunnel as it is stored becomes what it wants and what it records, in types
 //! that hold nothing invalid.
 
-use super::secrets;
 use crate::crd::{
     ClientMode, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, GENERATIONS, OPENING_ANNOTATION, Reason, State,
     Tunnel,
@@ -10,6 +9,9 @@ use crate::pacer::Key;
 use crate::tunnels::{Attempt, DestinationConfig, OpenRequest, TunnelId, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+
+/// The fewest characters of a SHA-256 that are recorded: 64 bits.
+pub const SHORTEST_DIGEST: usize = 16;
 
 /// A Tunnel object: what its spec wants, and what the operator has recorded on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,7 +179,7 @@ fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
 /// The digests stand one after the other, all of the same length, in the order of the names.
 fn kept(names: Vec<String>, digests: &str) -> Vec<KeptSecret> {
     let width = digests.len().checked_div(names.len()).unwrap_or_default();
-    if width < secrets::SHORTEST_DIGEST || width * names.len() != digests.len() || !digests.is_ascii() {
+    if width < SHORTEST_DIGEST || width * names.len() != digests.len() || !digests.is_ascii() {
         return Vec::new();
     }
     let digests = (0..).step_by(width).map(|at| digests[at..at + width].to_owned());

@@ -1,9 +1,9 @@
 //! The main job: apply a Tunnel, get its tokens in a Secret, delete it.
 
+use crate::support::World;
 use crate::support::audit::Write;
 use crate::support::manifests::manifest;
 use crate::support::namespace::status;
-use crate::support::World;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams};

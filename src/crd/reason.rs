@@ -1,0 +1,71 @@
+//! The reasons of the main condition.
+
+use std::fmt;
+
+/// The reasons of the main condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Ready: the tunnel is open and its live tokens are in the Secrets.
+    Open,
+    /// OpenTunnel is queued or in flight for longer than 5 s.
+    Opening,
+    /// AWS's account limit holds all openings back.
+    LimitExceeded,
+    /// A call to AWS fails without an answer, with a 5xx or by throttling.
+    AwsUnavailable,
+    /// New tokens are being made.
+    Rotating,
+    /// The tunnel is being closed.
+    Closing,
+    /// AWS refuses the credentials or their rights.
+    AccessDenied,
+    /// AWS refuses what the spec says.
+    InvalidRequest,
+    /// A Secret of a wanted name belongs to somebody else.
+    SecretConflict,
+    /// The tunnel is in another account or region than the operator's.
+    WrongAccount,
+    /// Ended: the lifetime ran out.
+    Expired,
+    /// Ended: closed by somebody else.
+    Closed,
+}
+
+impl Reason {
+    /// Every reason, to read one back from a condition.
+    const ALL: [Self; 12] = [
+        Self::Open,
+        Self::Opening,
+        Self::LimitExceeded,
+        Self::AwsUnavailable,
+        Self::Rotating,
+        Self::Closing,
+        Self::AccessDenied,
+        Self::InvalidRequest,
+        Self::SecretConflict,
+        Self::WrongAccount,
+        Self::Expired,
+        Self::Closed,
+    ];
+
+    /// The reason that a condition's text names.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.to_string() == text)
+    }
+
+    /// Nothing more follows: the main condition is `Ended`, not `Ready`.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Expired | Self::Closed)
+    }
+
+    /// A person has to do something: the condition `Stalled` stands beside.
+    pub fn is_stalled(self) -> bool {
+        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict | Self::WrongAccount)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
