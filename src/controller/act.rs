@@ -297,7 +297,9 @@ impl Act<'_> {
                 memory.attempt = None;
                 memory.open_doubt = None;
                 let ready = self.desired.record.reported == Some(Reason::Open);
-                let others_live = ready && memory.late_rotation.take().is_none();
+                let present = self.desired.record.token_generation;
+                let late = ready && memory.late_rotation.take().is_some_and(|generation| generation < present);
+                let others_live = ready && !late;
                 memory.rotation = rotation(generation, *mode, others_live, RotationStage::Claimed);
             }
             Change::Report(report) => {

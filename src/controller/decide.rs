@@ -21,6 +21,8 @@ mod waiting;
 
 /// So long the API server's word counts that it would take a Secret.
 const TRIAL_LIMIT: Duration = Duration::from_secs(5);
+/// A namespace that took no Secret, because it is being deleted, is tried again after this time.
+const NAMESPACE_RETRY: Duration = Duration::from_secs(60);
 /// A Secret that somebody's finalizer holds back is looked at again after this time.
 const TERMINATING_RETRY: Duration = Duration::from_secs(5);
 
@@ -98,7 +100,10 @@ impl Case<'_> {
                 let superseded = !mine || record.token_generation != *generation || ready != reused;
                 // The spec may want a side by now that the answer has not.
                 let lacks = !answer.tokens.have(self.d.client_mode());
-                if self.o.gone || self.d.deleted_at.is_some() || superseded || lacks {
+                // While the API server refuses a Secret, the end must not wait for it.
+                let dead = |t: &RecordedTunnel| t.state == State::Closed || self.heard_end(t).is_some();
+                let ended = record.tunnel.as_ref().is_some_and(dead);
+                if self.o.gone || self.d.deleted_at.is_some() || superseded || lacks || ended {
                     Decision::Forget
                 } else {
                     let done = if reused { Change::Arranged } else { Change::Rotated };
@@ -115,21 +120,23 @@ impl Case<'_> {
         if self.o.secrets.contains(&SecretState::Foreign) {
             return Decision::Record(conflict);
         }
-        if self.o.memory.namespace_ends {
-            return Decision::Wait(Wait::default());
+        if let Some(wait) = self.wait_for_namespace() {
+            return wait;
         }
         // The same generation's tokens may come where they did not stand before.
         let newest = if done == Change::Arranged { generation } else { generation - 1 };
         for (index, secret) in self.o.secrets.iter().enumerate() {
             match secret {
-                SecretState::Terminating => {
-                    return self.wait(None, Wait { until: Some(self.now.mono + TERMINATING_RETRY), ..Wait::default() });
-                }
+                // Waited for when the others have theirs.
+                SecretState::Terminating => {}
                 SecretState::Ours { generation: g, sound: true, holds_answer: true, .. } if *g == generation => {}
                 SecretState::Ours { generation: g, .. } if *g > newest => return Decision::Forget,
                 SecretState::Ours { sound: false, .. } => return Decision::DeleteSecret { index },
                 _ => return Decision::WriteSecret { index, generation },
             }
+        }
+        if self.o.secrets.contains(&SecretState::Terminating) {
+            return self.wait(None, Wait { until: Some(self.now.mono + TERMINATING_RETRY), ..Wait::default() });
         }
         // Until they are gone the status names them, so that whoever goes on from here finds them.
         self.delete_former().unwrap_or(Decision::Record(done))
@@ -260,11 +267,18 @@ impl Case<'_> {
     fn try_create(&self) -> Option<Decision> {
         let memory = self.o.memory;
         let index = self.o.secrets.iter().position(|s| *s == SecretState::Missing)?;
-        if memory.namespace_ends {
-            return Some(Decision::Wait(Wait::default()));
+        if let Some(wait) = self.wait_for_namespace() {
+            return Some(wait);
         }
         let tried = memory.tried.is_some_and(|at| self.now.mono < at + TRIAL_LIMIT);
         (!tried).then_some(Decision::TryCreate { index })
+    }
+
+    /// The Tunnel goes with its namespace. Should it not: right after a namespace of this name was made again, an
+    /// API server may know only of the old one.
+    fn wait_for_namespace(&self) -> Option<Decision> {
+        let until = self.o.memory.namespace_ends? + NAMESPACE_RETRY;
+        (self.now.mono < until).then(|| Decision::Wait(Wait { until: Some(until), ..Wait::default() }))
     }
 
     /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what

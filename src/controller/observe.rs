@@ -98,10 +98,11 @@ pub struct Memory {
     pub answer: Option<Answer>,
     /// When the API server was last asked whether it would take a Secret.
     pub tried: Option<Mono>,
-    /// It takes none: the namespace is being deleted.
-    pub namespace_ends: bool,
-    /// The generation of a Rotate of this process that ended later than the limit of one call: the
-    /// process was paused, and what it sent may have been carried out after a newer one.
+    /// When it last took none, because the namespace is being deleted.
+    pub namespace_ends: Option<Mono>,
+    /// The generation of a Rotate of this process that somebody superseded while it was under way, or that
+    /// ended later than the limit of one call (the process was paused): what it sent may have been carried
+    /// out after a newer one.
     pub late_rotation: Option<i64>,
     /// Since when deletion was seen.
     pub deleting: Option<Mono>,
@@ -216,7 +217,11 @@ impl Memory {
             Some(seen) if seen.0 == record.token_generation => Some(seen),
             _ => Some((record.token_generation, now.mono)),
         };
-        if self.rotation.is_some_and(|own| own.generation != record.token_generation) {
+        if let Some(own) = self.rotation.filter(|own| own.generation != record.token_generation) {
+            // Superseded while it was under way: it may be carried out after the newer one.
+            if own.generation < record.token_generation && matches!(own.stage, RotationStage::Doubt(_)) {
+                self.late_rotation = Some(own.generation);
+            }
             self.rotation = None;
         }
     }

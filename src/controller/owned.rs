@@ -15,8 +15,9 @@ pub struct Owned(Mutex<Known>);
 #[derive(Default)]
 struct Known {
     secrets: HashMap<Place, Secret>,
-    /// Names of Secrets, by their Tunnel's UID.
-    names: HashMap<String, BTreeSet<String>>,
+    /// Names of Secrets, by their Tunnel's namespace and UID: who names another namespace's Tunnel as owner
+    /// has nothing to say about it.
+    names: HashMap<(String, String), BTreeSet<String>>,
 }
 
 struct Secret {
@@ -31,7 +32,7 @@ impl Owned {
         let mut known = self.lock();
         let before = known.remove(&place);
         if let Some(owner) = &owner {
-            known.names.entry(owner.uid.clone()).or_default().insert(place.1.clone());
+            known.names.entry(of(owner)).or_default().insert(place.1.clone());
         }
         let changed = before.as_ref().is_none_or(|before| before.version != version);
         let woken = [before.and_then(|before| before.owner), owner.clone()];
@@ -40,11 +41,6 @@ impl Owned {
         let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
         woken.dedup();
         woken
-    }
-
-    /// Whether one was seen there.
-    pub fn knows(&self, place: &Place) -> bool {
-        self.lock().secrets.contains_key(place)
     }
 
     /// It is gone, or has lost its label. Returns the Tunnel whose it was.
@@ -59,7 +55,7 @@ impl Owned {
 
     /// The names of a Tunnel's own Secrets.
     pub fn names(&self, key: &Key) -> Vec<String> {
-        self.lock().names.get(&key.uid).into_iter().flatten().cloned().collect()
+        self.lock().names.get(&of(key)).into_iter().flatten().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -67,15 +63,19 @@ impl Owned {
     }
 }
 
+fn of(owner: &Key) -> (String, String) {
+    (owner.namespace.clone(), owner.uid.clone())
+}
+
 impl Known {
     fn remove(&mut self, place: &Place) -> Option<Secret> {
         let secret = self.secrets.remove(place)?;
         if let Some(owner) = &secret.owner
-            && let Some(names) = self.names.get_mut(&owner.uid)
+            && let Some(names) = self.names.get_mut(&of(owner))
         {
             names.remove(&place.1);
             if names.is_empty() {
-                self.names.remove(&owner.uid);
+                self.names.remove(&of(owner));
             }
         }
         Some(secret)
@@ -110,6 +110,17 @@ mod tests {
         assert_eq!(see(&owned, Some(key("b")), "4"), [key("b")]);
         assert_eq!(owned.lose(&place("tokens")), Some(key("b")));
         assert_eq!(owned.lose(&place("tokens")), None);
+    }
+
+    #[test]
+    fn a_secret_of_another_namespace_is_none_of_a_tunnels() {
+        let owned = Owned::default();
+        see(&owned, Some(key("a")), "1");
+        let elsewhere = ("other".to_owned(), "tokens".to_owned());
+        owned.see(elsewhere.clone(), Some(Key { namespace: "other".into(), ..key("a") }), None);
+        owned.see(("other".into(), "more".into()), Some(Key { namespace: "other".into(), ..key("a") }), None);
+        owned.lose(&elsewhere);
+        assert_eq!(owned.names(&key("a")), ["tokens"]);
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Watch {
             .for_each(|_| std::future::ready(()));
         let of_secrets = watch_secrets.then(|| secrets::start(ctx.clone(), namespace.clone(), stop.clone()));
         let (secrets_synced, secrets) = of_secrets.unzip();
+        let mut listed_secrets = secrets_synced.clone();
         let (stop, listed) = (stop.clone(), synced.clone());
         let run = async move {
             // The Controller cannot end before it has a list; nothing is being reconciled then.
@@ -134,8 +135,15 @@ impl Watch {
                     std::future::pending().await
                 }
             };
+            // What a reconcile reads is no older than the list of Secrets: what changes after it wakes.
+            let reconcile = async {
+                if let Some(listed) = &mut listed_secrets {
+                    let _ = listed.wait_for(|listed| *listed).await;
+                }
+                run.await
+            };
             let run = async {
-                tokio::select! { () = run => {}, () = before_the_list => {} }
+                tokio::select! { () = reconcile => {}, () = before_the_list => {} }
             };
             tokio::join!(run, OptionFuture::from(secrets));
         };

@@ -43,8 +43,8 @@ impl Act<'_> {
                     *secret = Some(written);
                 }
             }
-            Err(error) if error.is_conflict() || error.is_not_found() => *self.secrets = None,
-            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = true,
+            Err(error) if error.is_conflict() || error.is_not_found() => self.read_anew(),
+            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = Some(self.ctx.mono()),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -72,7 +72,7 @@ impl Act<'_> {
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
         let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
         match self.ctx.api("try whether the Secret would be taken", api.create(&params, &secret)).await {
-            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = true,
+            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = Some(self.ctx.mono()),
             Err(error) if error.is_conflict() => *self.secrets = None,
             _ => {}
         }
@@ -92,9 +92,16 @@ impl Act<'_> {
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
         match self.ctx.api("delete the Secret", api.delete(&secret.name_any(), &params)).await {
-            Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
-            _ => *self.secrets = None,
+            Ok(_) => *self.secrets = None,
+            Err(error) if error.is_conflict() || error.is_not_found() => self.read_anew(),
+            Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Who has written a Secret meanwhile did so for a Tunnel that may have changed as well.
+    fn read_anew(&mut self) {
+        *self.secrets = None;
+        self.view.read_at = None;
     }
 }

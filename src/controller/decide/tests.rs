@@ -400,6 +400,10 @@ table! {
     an_immutable_secret_is_replaced: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![immutable()]) => DeleteSecret { index: 0 },
     a_secret_that_is_going_is_waited_for_with_the_tokens_in_hand: claimed(0).opened(Some(MONO))
         .with(|s| s.secrets = vec![SecretState::Terminating]) => Wait(w) if w.until == Some(mono(MONO + 5)),
+    the_others_get_theirs_first: claimed(0).opened(Some(MONO)).with(|s| {
+        s.desired.secrets.push(SecretRef { name: "b".into(), mode: ClientMode::Source });
+        s.secrets = vec![SecretState::Terminating, SecretState::Missing];
+    }) => WriteSecret { index: 1, generation: 1 },
     a_secret_of_somebody_elses_that_came_meanwhile_keeps_the_tunnel: claimed(0).opened(Some(MONO))
         .with(|s| s.secrets = vec![SecretState::Foreign]) => Record(Change::Kept { generation: 1 }),
     a_status_write_that_was_carried_out_unanswered_is_left: ready().opened(Some(MONO)) => Forget,
@@ -436,9 +440,12 @@ table! {
         .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.tried = Some(mono(MONO - 5)) })
         => TryCreate { index: 0 },
     in_a_namespace_that_is_being_deleted_none_is_restored: ready()
-        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.namespace_ends = true }) => Wait(_),
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.namespace_ends = Some(mono(MONO)) }) => Wait(w) if waits_for(w, None, None, Some(MONO + 60)),
     nor_are_new_tokens_kept_on_trying: rotating(RotationStage::Doubt(mono(MONO - 2)))
-        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = true) => Wait(_),
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = Some(mono(MONO - 59))) => Wait(_),
+    should_the_namespace_stay_it_is_tried_again: rotating(RotationStage::Doubt(mono(MONO - 2)))
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = Some(mono(MONO - 60)))
+        => WriteSecret { .. },
     a_rotation_takes_a_ticket_first: ready().with(|s| { s.secrets = vec![SecretState::Missing]; s.turn = Turn::None })
         => Queue(Lane::Rotate),
     an_edited_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![ours(1)])
@@ -483,6 +490,11 @@ table! {
     tokens_of_a_superseded_generation_are_dropped: adopted(3).answer(RotateAnswer(2), Some(MONO)) => Forget,
     tokens_of_another_tunnel_are_dropped: adopted(2).answer(RotateAnswer(2), Some(MONO))
         .with(|s| s.memory.answer.as_mut().unwrap().tunnel = super::tests::tunnel("old")) => Forget,
+    tokens_of_a_tunnel_that_somebody_recorded_as_ended_are_dropped: rotating(RotationStage::Doubt(mono(MONO - 2)))
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| {
+            s.desired.record.tunnel.as_mut().unwrap().state = State::Closed;
+            s.desired.record.reported = Some(Reason::Closed);
+        }) => Forget,
     a_late_rotate_that_was_superseded_causes_one_more_once_ready: ready()
         .with(|s| { s.desired.record.token_generation = 1; s.memory.late_rotation = Some(0) })
         => Record(Change::Rotating { generation: 2, .. }),
@@ -490,6 +502,19 @@ table! {
     tokens_that_a_conflict_lost_come_when_the_name_is_free: rotating(RotationStage::Lost)
         => Record(Change::Rotating { generation: 3, .. }),
     a_wiped_finalizer_is_restored: ready().with(|s| s.desired.record.finalizer = false) => RestoreFinalizer,
+}
+
+#[test]
+fn a_rotate_that_is_superseded_under_way_may_come_after_the_newer_one() {
+    let late = |stage, generation| {
+        let mut s = rotating(stage);
+        s.desired.record.token_generation = generation;
+        s.memory.note(&s.desired, Now { wall: wall(WALL), mono: mono(MONO) });
+        s.memory.late_rotation
+    };
+    assert_eq!(late(RotationStage::Doubt(mono(MONO - 2)), 3), Some(2));
+    assert_eq!(late(RotationStage::Doubt(mono(MONO - 2)), 2), None);
+    assert_eq!(late(RotationStage::Claimed, 3), None, "nothing was sent");
 }
 
 fn rotating(stage: RotationStage) -> Given {
@@ -557,6 +582,8 @@ table! {
         .with(|s| s.desired.record.token_generation = 2) => Forget,
     a_rotation_that_somebody_claimed_meanwhile_drops_them: with_secrets(&[All], &[(1, All)]).reused()
         .with(|s| s.desired.record.reported = Some(Reason::Rotating)) => Forget,
+    a_write_that_is_refused_for_ever_does_not_hide_the_end: with_secrets(&[All], &[(0, All), (1, Source)]).reused().done(0)
+        .heard(closed(12_000)) => Forget,
     a_former_one_goes_when_the_tunnel_ends: with_secrets(&[All], &[(1, All)]).heard(closed(12_000))
         => DeleteSecret { index: 1 },
 }

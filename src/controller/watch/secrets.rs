@@ -43,10 +43,11 @@ pub(super) fn start(
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(secret)) => {
                     listed.insert(place(&secret));
-                    // Whose Secret is seen for the first time looks at it for reasons of its own: at the
-                    // start for one, where nobody has to be woken.
-                    let known = ctx.owned.knows(&place(&secret));
-                    see(&ctx, &secret).filter(|_| known).for_each(|key| wake(&ctx, key));
+                    // Before the first list has ended no Tunnel is reconciled: none has to be woken.
+                    let woken = see(&ctx, &secret);
+                    if *synced.borrow() {
+                        woken.for_each(|key| wake(&ctx, key));
+                    }
                 }
                 Ok(Event::InitDone) => {
                     let covered = |(n, _): &Place| namespace.as_ref().is_none_or(|watched| watched == n);
