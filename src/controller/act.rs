@@ -305,7 +305,7 @@ impl Act<'_> {
             Change::Report(report) => {
                 self.forget_rotation();
                 // It was Ready until this write: nobody's rotation has to be waited for.
-                if report.reason == Reason::SecretConflict && self.desired.record.reported == Some(Reason::Open) {
+                if report.reason != Reason::Open && self.desired.record.reported == Some(Reason::Open) {
                     let (generation, mode) = (&self.desired.record.token_generation, self.desired.client_mode());
                     self.memory.rotation = rotation(generation, mode, false, RotationStage::Lost);
                 }

@@ -105,6 +105,11 @@ impl Error {
         self.code() == Some(404)
     }
 
+    /// By quota, policy or rights: trying on at once changes nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.code(), Some(400 | 403 | 422))
+    }
+
     /// A create in a namespace that is being deleted is refused, for this cause.
     pub(super) fn is_namespace_ending(&self) -> bool {
         let Self::Api { source: kube::Error::Api(status), .. } = self else { return false };

@@ -6,7 +6,7 @@
 //! each rule is there for stands beside it; docs/protocol.md tells the whole.
 
 use super::decision::{Change, Decision, Lane, Need, Report, Wait};
-use super::observe::{Answer, AnswerOf, Limits, Observed, RotationStage, SecretState};
+use super::observe::{Answer, AnswerOf, Limits, Observed, Refusal, RotationStage, SecretState};
 use super::secrets;
 use super::validate::{Desired, RecordedTunnel};
 use crate::clock::{self, Mono, Now};
@@ -21,8 +21,8 @@ mod waiting;
 
 /// So long the API server's word counts that it would take a Secret.
 const TRIAL_LIMIT: Duration = Duration::from_secs(5);
-/// A namespace that took no Secret, because it is being deleted, is tried again after this time.
-const NAMESPACE_RETRY: Duration = Duration::from_secs(60);
+/// A Secret that the API server did not take is tried again after this time.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// A Secret that somebody's finalizer holds back is looked at again after this time.
 const TERMINATING_RETRY: Duration = Duration::from_secs(5);
 
@@ -101,8 +101,8 @@ impl Case<'_> {
                 // The spec may want a side by now that the answer has not.
                 let lacks = !answer.tokens.have(self.d.client_mode());
                 // While the API server refuses a Secret, the end must not wait for it.
-                let dead = |t: &RecordedTunnel| t.state == State::Closed || self.heard_end(t).is_some();
-                let ended = record.tunnel.as_ref().is_some_and(dead);
+                let ended =
+                    record.tunnel.as_ref().is_some_and(|t| t.state == State::Closed || self.has_ended(t).is_some());
                 if self.o.gone || self.d.deleted_at.is_some() || superseded || lacks || ended {
                     Decision::Forget
                 } else {
@@ -120,8 +120,8 @@ impl Case<'_> {
         if self.o.secrets.contains(&SecretState::Foreign) {
             return Decision::Record(conflict);
         }
-        if let Some(wait) = self.wait_for_namespace() {
-            return wait;
+        if let Some(Refusal::NamespaceEnds) = self.refusal() {
+            return self.wait_for_secrets();
         }
         // The same generation's tokens may come where they did not stand before.
         let newest = if done == Change::Arranged { generation } else { generation - 1 };
@@ -216,7 +216,7 @@ impl Case<'_> {
 
     /// A tunnel is known and was open when last heard of.
     fn keep_open(&self, tunnel: &RecordedTunnel) -> Decision {
-        if let Some((reason, closed_at)) = self.heard_end(tunnel) {
+        if let Some((reason, closed_at)) = self.has_ended(tunnel) {
             return self.end(reason, closed_at);
         }
         if let Some(Word::Open { created_at }) = self.o.heard.map(|h| h.word)
@@ -227,10 +227,6 @@ impl Case<'_> {
         if let Some(since) = self.o.memory.expired
             && self.o.heard.is_none_or(|h| h.asked < since)
         {
-            // The local clock may end Ready where AWS cannot be asked; it never opens anything.
-            if self.o.reads_fail.is_some() && self.now.wall >= later(tunnel.expires_at, clock::TOLERANCE) {
-                return self.end(Reason::Expired, tunnel.expires_at);
-            }
             let until = Some(self.now.mono + clock::TOLERANCE.unsigned_abs());
             return Decision::Wait(Wait { need: Some(Need::Describe), until, lane: None });
         }
@@ -253,32 +249,51 @@ impl Case<'_> {
         let late = self.o.memory.late_rotation.is_some_and(|g| g < self.d.record.token_generation);
         let needed = if late { Some(self.d.client_mode()) } else { secrets::to_rotate(self.d, self.o) };
         if let Some(mode) = needed {
-            return self.try_create().unwrap_or_else(|| self.claim_rotation(mode));
+            return self.claim_rotation(mode);
+        }
+        // Whoever deleted it wants another one: it comes when it is gone.
+        if self.o.secrets.contains(&SecretState::Terminating) {
+            return self.wait(None, Wait { until: Some(self.now.mono + TERMINATING_RETRY), ..Wait::default() });
         }
         if !secrets::are_arranged(self.d, self.o) {
-            return Decision::Reuse;
+            return self.try_create().unwrap_or(Decision::Reuse);
         }
         let until = self.o.memory.expired.is_none().then(|| self.at(tunnel.expires_at));
         let report = Report { reason: Reason::Open, message: String::new() };
         self.wait(Some(report), Wait { until, ..Wait::default() })
     }
 
-    /// A lost Secret is not restored while its namespace is being deleted: nothing is rotated for it then.
+    /// Asks, before tokens that work are revoked, whether the API server takes the Secrets that are missing. One
+    /// that was lost is not restored while its namespace is being deleted.
     fn try_create(&self) -> Option<Decision> {
-        let memory = self.o.memory;
         let index = self.o.secrets.iter().position(|s| *s == SecretState::Missing)?;
-        if let Some(wait) = self.wait_for_namespace() {
-            return Some(wait);
+        if self.refusal().is_some() {
+            return Some(self.wait_for_secrets());
         }
-        let tried = memory.tried.is_some_and(|at| self.now.mono < at + TRIAL_LIMIT);
-        (!tried).then_some(Decision::TryCreate { index })
+        let taken =
+            self.o.memory.trial.as_ref().is_some_and(|t| t.refused.is_none() && self.now.mono < t.at + TRIAL_LIMIT);
+        (!taken).then_some(Decision::TryCreate { index })
     }
 
-    /// The Tunnel goes with its namespace. Should it not: right after a namespace of this name was made again, an
-    /// API server may know only of the old one.
-    fn wait_for_namespace(&self) -> Option<Decision> {
-        let until = self.o.memory.namespace_ends? + NAMESPACE_RETRY;
-        (self.now.mono < until).then(|| Decision::Wait(Wait { until: Some(until), ..Wait::default() }))
+    /// Why the API server takes no Secret, until it is time to try again.
+    fn refusal(&self) -> Option<&Refusal> {
+        let trial = self.o.memory.trial.as_ref().filter(|t| self.now.mono < t.at + REFUSED_RETRY)?;
+        trial.refused.as_ref()
+    }
+
+    fn wait_for_secrets(&self) -> Decision {
+        let report = self.refusal().and_then(|refusal| match refusal {
+            // The Tunnel goes with it.
+            Refusal::NamespaceEnds => None,
+            Refusal::Told(words) => Some(Report {
+                reason: Reason::Rotating,
+                message: format!(
+                    "the API server does not take a Secret that is missing, so no tokens are made for it: {words}"
+                ),
+            }),
+        });
+        let until = self.o.memory.trial.as_ref().map(|t| t.at + REFUSED_RETRY);
+        self.wait(report, Wait { until, ..Wait::default() })
     }
 
     /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what
@@ -329,7 +344,7 @@ impl Case<'_> {
         }
         self.in_lane(Lane::Rotate, self.o.rotate, || {
             let generation = self.generation_above(self.d.record.token_generation);
-            Decision::Record(Change::Rotating { generation, mode })
+            self.try_create().unwrap_or(Decision::Record(Change::Rotating { generation, mode }))
         })
     }
 

@@ -96,10 +96,8 @@ pub struct Memory {
     pub rotation: Option<Rotation>,
     /// An answer with tokens that are not yet in the Secrets.
     pub answer: Option<Answer>,
-    /// When the API server was last asked whether it would take a Secret.
-    pub tried: Option<Mono>,
-    /// When it last took none, because the namespace is being deleted.
-    pub namespace_ends: Option<Mono>,
+    /// What the API server last said to a new Secret, or to a trial of creating one.
+    pub trial: Option<Trial>,
     /// The generation of a Rotate of this process that somebody superseded while it was under way, or that
     /// ended later than the limit of one call (the process was paused): what it sent may have been carried
     /// out after a newer one.
@@ -116,6 +114,24 @@ pub struct Memory {
     pub trouble: Option<String>,
     /// The object as it was last written, until the watch shows it.
     pub written: Option<std::sync::Arc<Tunnel>>,
+}
+
+/// What the API server says to a Secret that is to be created.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// When.
+    pub at: Mono,
+    /// `None`: it takes it.
+    pub refused: Option<Refusal>,
+}
+
+/// Why the API server takes no new Secret.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// The namespace is being deleted.
+    NamespaceEnds,
+    /// A quota, a policy or a lack of rights, in its words.
+    Told(String),
 }
 
 /// A rotation of this process.

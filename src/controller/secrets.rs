@@ -83,7 +83,8 @@ fn secret_state(secret: Option<&Secret>, uid: &str, kept: Option<&str>, answer: 
         return SecretState::Terminating;
     }
     let generation = secret.annotations().get(crd::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
-    let generation = generation.filter(|g| GENERATIONS.contains(g));
+    // Somebody's number leaves room for those that come after it.
+    let generation = generation.filter(|g| (0..GENERATIONS.end / 2).contains(g));
     let digest = data_digest(secret);
     let sound = secret.immutable != Some(true) && secret.type_.as_deref() == Some(crd::SECRET_TYPE);
     // Without its label the watch would not see what becomes of it.
@@ -177,7 +178,11 @@ pub fn to_rotate(desired: &Desired, observed: &Observed) -> Option<ClientMode> {
             SecretState::Ours { generation, intact: true, .. } if *generation == record.token_generation);
         // Beyond the present generation: written in by somebody.
         let forged = matches!(state, SecretState::Ours { generation, .. } if *generation > record.token_generation);
-        if (known && !as_recorded) || forged { Some(wanted.mode) } else { wanted.mode.without(held) }
+        match state {
+            SecretState::Terminating => None,
+            _ if (known && !as_recorded) || forged => Some(wanted.mode),
+            _ => wanted.mode.without(held),
+        }
     });
     needed.reduce(ClientMode::union)
 }

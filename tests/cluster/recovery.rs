@@ -119,6 +119,27 @@ async fn a_lost_secret_of_one_side_leaves_the_other_sides_tokens_alone() {
 }
 
 #[tokio::test]
+async fn a_lost_secret_that_a_quota_refuses_is_told_and_the_others_tokens_stay_live() {
+    let world = World::new().await;
+    let proxy = world.api_proxy().await;
+    let _operator = world.operator_with(&world.settings().via(&proxy).flag("--poll-interval", "1h")).await;
+    world.apply(&with_secrets("[{name: a}, {name: b, clientMode: SOURCE}]")).await;
+    let tunnel = world.wait_ready("plain").await;
+    let refusal = api_proxy::failure(StatusCode::FORBIDDEN, "secrets \"b\" is forbidden: exceeded quota");
+    proxy.answer(StatusCode::FORBIDDEN, refusal, |r| r.is_secret_write());
+    world.secrets().delete("b", &DeleteParams::default()).await.expect("it is there");
+    let told = world.wait_condition("plain", ("Ready", "False", "Rotating")).await;
+    let message = &main_condition(&told).expect("a condition").message;
+    assert!(message.contains("exceeded quota"), "{message}");
+    let live = world.aws.live_tokens(status(&tunnel).tunnel_id.as_ref().expect("an ID")).expect("it is open");
+    assert!(world.secret_data("a").await.expect("it stays")["sourceAccessToken"] == live.source, "it was revoked");
+    assert_eq!(rotations(&world), 0);
+    proxy.answer_no_more();
+    let tunnel = wait_generation(&world, 2).await;
+    assert_live(&world, &tunnel, &[("a", true, true), ("b", true, false)]).await;
+}
+
+#[tokio::test]
 async fn a_namespace_that_is_deleted_gets_no_secret_back_and_goes() {
     let world = World::new().await;
     let _operator = world.operator().await;

@@ -2,6 +2,7 @@
 
 use super::Act;
 use crate::controller::context::Error;
+use crate::controller::observe::{Refusal, Trial};
 use crate::controller::secrets::{data_digest, secret_data};
 use crate::controller::validate::SecretRef;
 use crate::crd::{self, MANAGER};
@@ -44,10 +45,14 @@ impl Act<'_> {
                 }
             }
             Err(error) if error.is_conflict() || error.is_not_found() => self.read_anew(),
-            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = Some(self.ctx.mono()),
+            Err(error) if error.is_namespace_ending() => self.tried(Some(Refusal::NamespaceEnds)),
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn tried(&mut self, refused: Option<Refusal>) {
+        self.memory.trial = Some(Trial { at: self.ctx.mono(), refused });
     }
 
     /// A Secret as this Tunnel's, but for its data.
@@ -65,18 +70,18 @@ impl Act<'_> {
         secret
     }
 
-    /// What else speaks against a new Secret is told when it is written: the tokens are in hand then.
+    /// Asks whether a Secret would be taken (`dryRun`).
     pub(super) async fn try_create(&mut self, index: usize) -> Result<(), Error> {
-        let wanted = &self.desired.secrets[index];
-        let secret = self.secret(wanted, Secret::default());
+        let secret = self.secret(&self.desired.secrets[index], Secret::default());
         let api: Api<Secret> = Api::namespaced(self.ctx.client.clone(), &self.desired.key.namespace);
         let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
         match self.ctx.api("try whether the Secret would be taken", api.create(&params, &secret)).await {
-            Err(error) if error.is_namespace_ending() => self.memory.namespace_ends = Some(self.ctx.mono()),
+            Ok(_) => self.tried(None),
             Err(error) if error.is_conflict() => *self.secrets = None,
-            _ => {}
+            Err(error) if error.is_namespace_ending() => self.tried(Some(Refusal::NamespaceEnds)),
+            Err(error) if error.is_refusal() => self.tried(Some(Refusal::Told(error.to_string()))),
+            Err(error) => return Err(error),
         }
-        self.memory.tried = Some(self.ctx.mono());
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use super::super::observe::{AnswerOf, SecretState};
 use super::super::validate::RecordedTunnel;
 use super::waiting::until_at_most;
 use super::{Absence, Case, later, signed};
+use crate::clock;
 use crate::crd::{DeletionPolicy, Reason, State};
 use crate::pacer::Turn;
 use crate::tunnels::{Home, Word};
@@ -27,6 +28,16 @@ impl Case<'_> {
         );
         let until = self.d.deleted_at.map(|_| self.at(tunnel.expires_at));
         self.wait(Some(Report { reason: Reason::WrongAccount, message }), Wait { until, ..Wait::default() })
+    }
+
+    /// Whether the tunnel has ended: by AWS's word, or, where AWS cannot be asked, by the local clock, which may
+    /// end Ready and never opens anything.
+    pub(super) fn has_ended(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
+        let unheard = |since| self.o.heard.is_none_or(|h| h.asked < since);
+        let over = self.o.memory.expired.is_some_and(unheard)
+            && self.o.reads_fail.is_some()
+            && self.now.wall >= later(tunnel.expires_at, clock::TOLERANCE);
+        self.heard_end(tunnel).or_else(|| over.then_some((Reason::Expired, tunnel.expires_at)))
     }
 
     /// Whether AWS has said that the tunnel is closed. Not-found counts only once the tunnel is older

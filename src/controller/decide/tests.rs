@@ -1,7 +1,7 @@
 //! Every state that a crash, a lost answer, a rival or a user can leave behind, and what follows.
 
 use super::super::decision::*;
-use super::super::observe::{Failure, Memory, Rotation};
+use super::super::observe::{Failure, Memory, Rotation, Trial};
 use super::super::validate::{KeptSecret, Record, SecretRef};
 use super::*;
 use crate::crd::{ClientMode, DeletionPolicy};
@@ -149,6 +149,7 @@ fn adopted(generation: i64) -> Given {
         observed_generation: Some(1),
     };
     s.memory.unfinished = Some((generation, mono(MONO - 1)));
+    s.memory.trial = trial(MONO, None);
     s
 }
 
@@ -158,13 +159,20 @@ fn ready() -> Given {
     s.desired.record.reported = Some(Reason::Open);
     s.desired.record.ready_once = true;
     s.desired.record.kept = vec![kept("sensor-tokens")];
-    s.memory.tried = Some(mono(MONO));
     s.memory.unfinished = None;
     s
 }
 
 fn kept(name: &str) -> KeptSecret {
     KeptSecret { name: name.into(), digest: "digest".into() }
+}
+
+fn trial(at: u64, refused: Option<Refusal>) -> Option<Trial> {
+    Some(Trial { at: mono(at), refused })
+}
+
+fn ends(at: u64) -> Option<Trial> {
+    trial(at, Some(Refusal::NamespaceEnds))
 }
 
 fn deleted(mut s: Given) -> Given {
@@ -437,15 +445,23 @@ table! {
     a_lost_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![SecretState::Missing])
         => Record(Change::Rotating { generation: 2, .. }),
     the_api_server_is_asked_first_whether_it_takes_a_secret: ready()
-        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.tried = Some(mono(MONO - 5)) })
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.trial = trial(MONO - 5, None) })
         => TryCreate { index: 0 },
     in_a_namespace_that_is_being_deleted_none_is_restored: ready()
-        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.namespace_ends = Some(mono(MONO)) }) => Wait(w) if waits_for(w, None, None, Some(MONO + 60)),
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.trial = ends(MONO) })
+        => Wait(w) if waits_for(w, None, None, Some(MONO + 30)),
     nor_are_new_tokens_kept_on_trying: rotating(RotationStage::Doubt(mono(MONO - 2)))
-        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = Some(mono(MONO - 59))) => Wait(_),
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.trial = ends(MONO - 29)) => Wait(_),
     should_the_namespace_stay_it_is_tried_again: rotating(RotationStage::Doubt(mono(MONO - 2)))
-        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.namespace_ends = Some(mono(MONO - 60)))
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.trial = ends(MONO - 30))
         => WriteSecret { .. },
+    what_the_api_server_refuses_is_told_and_revokes_nothing: ready()
+        .with(|s| { s.secrets = vec![SecretState::Missing]; s.memory.trial = trial(MONO, Some(Refusal::Told("quota".into()))) })
+        => Record(Change::Report(Report { reason: Reason::Rotating, message })) if message.contains("quota"),
+    and_is_tried_again: rotating(RotationStage::Lost)
+        .with(|s| s.memory.trial = trial(MONO - 30, Some(Refusal::Told("quota".into())))) => TryCreate { index: 0 },
+    a_secret_that_is_going_is_not_rotated_for_yet: ready().with(|s| s.secrets = vec![SecretState::Terminating])
+        => Wait(w) if waits_for(w, None, None, Some(MONO + 5)),
     a_rotation_takes_a_ticket_first: ready().with(|s| { s.secrets = vec![SecretState::Missing]; s.turn = Turn::None })
         => Queue(Lane::Rotate),
     an_edited_secret_comes_back_by_rotation: ready().with(|s| s.secrets = vec![ours(1)])
