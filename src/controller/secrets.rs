@@ -200,6 +200,7 @@ pub fn are_arranged(desired: &Desired, observed: &Observed) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::validate::kept;
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
@@ -231,6 +232,97 @@ mod tests {
     fn a_generation_that_nobody_counted_to_is_none() {
         for forged in ["9223372036854775807", "-1", "x", ""] {
             assert_eq!(generation(forged), 0, "{forged}");
+        }
+    }
+
+    fn side(name: &str) -> Side {
+        Side { access_token: Token::new(format!("{name}-access")), client_token: Token::new(format!("{name}-client")) }
+    }
+
+    /// A Secret of this Tunnel's with the tokens of `mode`, and its digest.
+    fn held(mode: ClientMode, change: impl FnOnce(&mut Secret)) -> (Secret, String) {
+        let tokens = Tokens { source: Some(side("source")), destination: Some(side("destination")) };
+        let mut secret = secret("uid", true, "1");
+        secret.labels_mut().insert(crd::MANAGED_BY_LABEL.into(), crd::MANAGER.into());
+        secret.data = Some(secret_data(mode, &tokens, &TunnelId("t".into()), "us-east-1"));
+        let digest = data_digest(&secret);
+        change(&mut secret);
+        (secret, digest)
+    }
+
+    fn data(secret: &mut Secret) -> &mut BTreeMap<String, ByteString> {
+        secret.data.get_or_insert_default()
+    }
+
+    #[test]
+    fn a_secret_is_intact_as_long_as_nobody_touches_what_counts() {
+        let intact = |change: fn(&mut Secret)| {
+            let (secret, digest) = held(ClientMode::Source, change);
+            let state = secret_state(Some(&secret), "uid", Some(&digest[..SHORTEST_DIGEST]), None);
+            matches!(state, SecretState::Ours { intact: true, .. })
+        };
+        assert!(intact(|_| ()));
+        assert!(intact(|s| drop(s.annotations_mut().insert("theirs".into(), "x".into()))));
+        assert!(!intact(|s| s.immutable = Some(true)));
+        assert!(!intact(|s| s.type_ = Some("Opaque".into())));
+        assert!(!intact(|s| s.labels_mut().clear()));
+        assert!(!intact(|s| drop(data(s).insert("mine".into(), ByteString(vec![1])))));
+        assert!(!intact(|s| drop(data(s).remove("region"))));
+        let (secret, _) = held(ClientMode::Source, |_| ());
+        let unknown = secret_state(Some(&secret), "uid", None, None);
+        assert!(matches!(unknown, SecretState::Ours { intact: false, .. }), "nothing is recorded of it");
+    }
+
+    #[test]
+    fn the_mode_of_a_secret_is_told_by_its_keys_alone() {
+        for mode in [ClientMode::Source, ClientMode::Destination, ClientMode::All] {
+            assert_eq!(mode_of(&held(mode, |_| ()).0), Some(mode));
+        }
+        assert_eq!(mode_of(&held(ClientMode::All, |s| drop(data(s).remove("sourceClientToken"))).0), None);
+        assert_eq!(mode_of(&Secret::default()), None);
+    }
+
+    #[test]
+    fn tokens_are_taken_from_intact_secrets_and_no_others() {
+        let taken = |intact| {
+            let (secret, digest) = held(ClientMode::All, |_| ());
+            let kept = if intact { digest } else { "0".repeat(64) };
+            let state = secret_state(Some(&secret), "uid", Some(&kept), None);
+            kept_tokens(&[("a".into(), Some(secret))], &[state])
+        };
+        let tokens = taken(true);
+        assert!(tokens.source.is_some_and(|s| s.access_token.expose() == "source-access"));
+        assert!(tokens.destination.is_some_and(|s| s.client_token.expose() == "destination-client"));
+        assert!(!taken(false).have(ClientMode::Source));
+        let (secret, _) =
+            held(ClientMode::Source, |s| drop(data(s).insert("sourceAccessToken".into(), ByteString(vec![0xff]))));
+        assert!(!tokens_of(&secret).have(ClientMode::Source), "no text");
+    }
+
+    #[test]
+    fn the_digests_of_one_to_eight_secrets_are_read_back_as_they_were_recorded() {
+        for count in 1..=8 {
+            let states: Vec<_> = (0..count)
+                .map(|n| {
+                    let (secret, _) = held(ClientMode::All, |s| drop(data(s).insert("n".into(), ByteString(vec![n]))));
+                    secret_state(Some(&secret), "uid", None, None)
+                })
+                .collect();
+            let names: Vec<String> = (0..count).map(|n| format!("s{n}")).collect();
+            let recorded = tokens_digest(&states).expect("all are there");
+            assert!(recorded.len() <= DIGESTS_LIMIT);
+            let kept = kept(names.clone(), &recorded);
+            assert_eq!(kept.iter().map(|k| k.name.clone()).collect::<Vec<_>>(), names);
+            for (kept, state) in kept.iter().zip(&states) {
+                let SecretState::Ours { digest, .. } = state else { unreachable!() };
+                assert!(digest.starts_with(&kept.digest) && kept.digest.len() >= SHORTEST_DIGEST);
+            }
+        }
+        assert_eq!(tokens_digest(&[SecretState::Missing]), None);
+        for (names, digests) in
+            [(1, ""), (2, "0123456789abcdef0"), (3, "0123456789abcdef"), (1, "ü0123456789abcdef"), (0, "x")]
+        {
+            assert_eq!(kept(vec!["a".into(); names], digests), [], "{names} names, {digests:?}");
         }
     }
 

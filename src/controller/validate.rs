@@ -177,7 +177,7 @@ fn record(tunnel: &Tunnel, uid: &str, lifetime: SignedDuration) -> Record {
 }
 
 /// The digests stand one after the other, all of the same length, in the order of the names.
-fn kept(names: Vec<String>, digests: &str) -> Vec<KeptSecret> {
+pub(super) fn kept(names: Vec<String>, digests: &str) -> Vec<KeptSecret> {
     let width = digests.len().checked_div(names.len()).unwrap_or_default();
     if width < SHORTEST_DIGEST || width * names.len() != digests.len() || !digests.is_ascii() {
         return Vec::new();

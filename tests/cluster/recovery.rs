@@ -239,6 +239,32 @@ async fn the_secrets_of_an_open_tunnel_follow_the_spec() {
 }
 
 #[tokio::test]
+async fn two_operators_do_not_get_into_each_others_way_with_the_secrets() {
+    let world = World::new().await;
+    let _operators = (world.operator().await, world.operator().await);
+    world.apply(&with_secrets("[{name: a}]")).await;
+    world.wait_ready("plain").await;
+    let steps = [
+        ("[{name: a}, {name: b, clientMode: SOURCE}]", &[("a", true, true), ("b", true, false)][..]),
+        ("[{name: b, clientMode: SOURCE}]", &[("b", true, false)]),
+        ("[{name: b}]", &[("b", true, true)]),
+        ("[{name: a}]", &[("a", true, true)]),
+    ];
+    for (generation, (spec, secrets)) in (2..).zip(steps) {
+        world.apply(&with_secrets(spec)).await;
+        let tunnel = wait_observed(&world, generation).await;
+        assert_live(&world, &tunnel, secrets).await;
+    }
+    let before = status(&world.tunnel("plain").await).token_generation;
+    world.secrets().delete("a", &DeleteParams::default()).await.expect("it is there");
+    let renewed = |t: &Tunnel| status(t).token_generation > before;
+    world.wait_for("plain", "new tokens", renewed).await;
+    let tunnel = world.wait_ready("plain").await;
+    assert_live(&world, &tunnel, &[("a", true, true)]).await;
+    assert_eq!(world.aws.tunnels().len(), 1);
+}
+
+#[tokio::test]
 async fn a_secret_whose_name_is_taken_stalls_an_open_tunnel_until_it_is_free() {
     let world = World::new().await;
     let _operator = world.operator().await;
