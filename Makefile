@@ -10,7 +10,7 @@ CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test fmt clippy deny go-test cluster clean prerequisites
+.PHONY: help demo test matrix fmt clippy deny go-test cluster clean prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -27,6 +27,9 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
+
+matrix: cluster ## Print the matrix: each life of a Tunnel, killed at every request (docs/testing.md)
+	@cargo test --test cluster -- matrix:: --nocapture
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"

@@ -20,7 +20,7 @@ use context::{Context, Error, View};
 use decision::{Change, Decision};
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use observe::{Memory, Observed};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -93,8 +93,11 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
 /// The watch may lag behind what this process has written.
 fn newest(watched: Arc<Tunnel>, memory: &mut Memory) -> Arc<Tunnel> {
     let version = |t: &Tunnel| t.resource_version().and_then(|v| v.parse::<u64>().ok());
+    // The write that takes the last finalizer off is answered with the resourceVersion before it: without
+    // this, the finalizer would be taken off once more.
+    let released = |t: &Tunnel| t.meta().deletion_timestamp.is_some() && t.finalizers().is_empty();
     match memory.written.take() {
-        Some(written) if version(&written) > version(&watched) => {
+        Some(written) if version(&written) > version(&watched) || released(&written) => {
             memory.written = Some(written.clone());
             written
         }
@@ -156,4 +159,31 @@ async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error>
     let span =
         tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
     reconcile(tunnel, ctx).instrument(span).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tunnel(version: &str, deleted: bool, finalizers: &[&str]) -> Arc<Tunnel> {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let metadata = json!({"resourceVersion": version, "deletionTimestamp": deleted, "finalizers": finalizers});
+        Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": {}})).expect("a Tunnel"))
+    }
+
+    fn seen(watched: &Arc<Tunnel>, written: &Arc<Tunnel>) -> Arc<Tunnel> {
+        let mut memory = Memory { written: Some(written.clone()), ..Memory::default() };
+        newest(watched.clone(), &mut memory)
+    }
+
+    #[test]
+    fn what_was_written_is_not_forgotten_while_the_watch_lags_behind() {
+        let (old, new) = (tunnel("9", false, &["f"]), tunnel("10", false, &["f"]));
+        assert_eq!(seen(&old, &new).resource_version(), new.resource_version());
+        assert_eq!(seen(&new, &old).resource_version(), new.resource_version());
+        // As the API server answers the write that takes the last finalizer off.
+        let (deleted, released) = (tunnel("11", true, &["f"]), tunnel("11", true, &[]));
+        assert!(seen(&deleted, &released).finalizers().is_empty(), "it is not taken off again");
+    }
 }

@@ -234,6 +234,10 @@ impl Act<'_> {
                 tracing::info!(tunnel_id = %tunnel.id, "the tunnel {what}");
                 self.memory.failure = None;
                 self.memory.closed.push(tunnel.id.clone());
+                // What the own call opened is known, and closed: nothing else can have come of it.
+                if self.memory.answer.as_ref().is_some_and(|a| a.tunnel.id == tunnel.id) {
+                    self.memory.open_doubt = None;
+                }
                 let note = Note { warning: false, reason: reason.into(), note: format!("tunnel {} {what}", tunnel.id) };
                 self.ctx.event(&self.view.tunnel, note).await;
             }

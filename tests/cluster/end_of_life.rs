@@ -38,6 +38,21 @@ async fn deletion_closes_the_tunnel_first() {
 }
 
 #[tokio::test]
+async fn a_deletion_during_the_opening_waits_for_its_answer_and_no_longer() {
+    let world = World::new().await;
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay).times(1).delay_ms(600)]);
+    let _operator = world.operator().await;
+    world.apply(&manifest("{}")).await;
+    world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel")).await;
+    world.delete("plain").await;
+    assert_gone(&world).await;
+    assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
+    assert_eq!(calls(&world, "ListTunnels"), 0, "what was opened is known: it is not searched for");
+    let writes: Vec<String> = world.writes().await.iter().map(ToString::to_string).collect();
+    assert_eq!(writes, ["patch tunnels plain: 200", "create events : 201", "patch tunnels plain: 200"]);
+}
+
+#[tokio::test]
 async fn a_retained_tunnel_stays_open_without_an_owner() {
     let world = World::new().await;
     let _operator = world.operator().await;

@@ -5,6 +5,7 @@ mod crash;
 mod crd;
 mod end_of_life;
 mod main_job;
+mod matrix;
 mod pacing;
 mod recovery;
 mod secrecy;

@@ -1,15 +1,20 @@
 //! A proxy between an operator and the API server that knows requests: it can hold one, lose its
-//! answer, or answer it itself. So a test stops the world at a line of the protocol.
+//! answer, or answer it itself. So a test stops the world at a line of the protocol. The one in front
+//! of AWS (`aws_proxy`) is made of the same [`Proxy`].
 
 use super::LIMIT;
 use super::control_plane::write_private;
 use super::namespace::client;
+use super::tap::Tap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
+use axum::http::request::Parts;
 use axum::http::{Request as HttpRequest, Response, StatusCode, header};
 use kube::Client;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpListener;
@@ -26,6 +31,8 @@ pub struct Request {
     pub path: String,
     /// As `watch=true&…`; empty where there is none.
     pub query: String,
+    /// As `OpenTunnel`, where AWS is called.
+    pub operation: Option<String>,
     body: Bytes,
 }
 
@@ -33,6 +40,11 @@ impl Request {
     /// The body; `Null` where there is none.
     pub fn body(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Whether it is a call of this operation of AWS's.
+    pub fn calls(&self, operation: &str) -> bool {
+        self.operation.as_deref() == Some(operation)
     }
 
     /// Whether it is a write of a Tunnel that claims an opening.
@@ -64,6 +76,7 @@ pub enum Point {
 }
 
 type Matches = Box<dyn Fn(&Request) -> bool + Send + Sync>;
+type Rewrite = Arc<dyn Fn(&mut Value) + Send + Sync>;
 
 struct Rule {
     matches: Matches,
@@ -73,6 +86,7 @@ struct Rule {
 enum Action {
     Hold(Point, oneshot::Sender<()>, oneshot::Receiver<()>),
     Answer(StatusCode, Value),
+    Rewrite(Rewrite),
 }
 
 /// A request that is held, or will be. Dropping it closes the request's connection.
@@ -98,42 +112,86 @@ impl Held {
     pub fn cut(self) {}
 }
 
+/// A request's connection is closed without an answer.
+pub struct Cut;
+
 struct Shared {
     client: Client,
+    tap: Option<Arc<Tap>>,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Request>>,
 }
 
-/// A running proxy. It has the operator's rights.
-pub struct ApiProxy {
+/// A running proxy in front of a service.
+pub struct Proxy {
     shared: Arc<Shared>,
-    kubeconfig: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
+    door: usize,
     server: JoinHandle<()>,
 }
 
+/// A running proxy in front of the API server. It has the operator's rights.
+pub struct ApiProxy {
+    proxy: Proxy,
+    kubeconfig: PathBuf,
+}
+
 impl ApiProxy {
-    /// Starts one, and writes a kubeconfig that leads to it.
-    pub async fn start(server: &Path, kubeconfig: PathBuf) -> Self {
-        let shared = Arc::new(Shared { client: client(server).await, rules: Mutex::default(), seen: Mutex::default() });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+    /// Starts one, and writes a kubeconfig that leads to it. A `tap` counts what goes through.
+    pub async fn start(server: &Path, kubeconfig: PathBuf, tap: Option<Arc<Tap>>) -> Self {
+        Self::with(Proxy::start(client(server).await, tap).await, kubeconfig)
+    }
+
+    /// See [`Proxy::next_door`].
+    pub async fn next_door(&self, kubeconfig: PathBuf) -> Self {
+        Self::with(self.proxy.next_door().await, kubeconfig)
+    }
+
+    fn with(proxy: Proxy, kubeconfig: PathBuf) -> Self {
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
-            "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{address}")}}],
+            "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{}", proxy.address)}}],
             "users": [{"name": "proxy", "user": {}}],
             "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
         });
         write_private(&kubeconfig, &text.to_string()).expect("a file can be written");
-        let app = Router::new().fallback(handle).with_state(shared.clone());
-        let server = tokio::spawn(async move {
-            let _ = axum::serve(listener, app).await;
-        });
-        Self { shared, kubeconfig, server }
+        Self { proxy, kubeconfig }
     }
 
     /// The kubeconfig that leads to it.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+}
+
+impl Deref for ApiProxy {
+    type Target = Proxy;
+    fn deref(&self) -> &Proxy {
+        &self.proxy
+    }
+}
+
+impl Proxy {
+    /// Starts one that forwards to where `client` leads.
+    pub async fn start(client: Client, tap: Option<Arc<Tap>>) -> Self {
+        Self::listen(Arc::new(Shared { client, tap, rules: Mutex::default(), seen: Mutex::default() }), 0).await
+    }
+
+    /// The same proxy for the next operator: what an earlier one sent, and is read only now, comes in by
+    /// another door.
+    pub async fn next_door(&self) -> Self {
+        Self::listen(self.shared.clone(), self.door + 1).await
+    }
+
+    async fn listen(shared: Arc<Shared>, door: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let app = Router::new().fallback(handle).with_state((shared.clone(), door));
+        let server = tokio::spawn(async move {
+            let _ = axum::serve(listener, app).await;
+        });
+        Self { shared, address, door, server }
     }
 
     /// Holds the next request that matches, once.
@@ -154,9 +212,18 @@ impl ApiProxy {
         self.add(matches, Action::Answer(status, body));
     }
 
-    /// The API server answers again.
+    /// The service answers again.
     pub fn answer_no_more(&self) {
-        lock(&self.shared.rules).retain(|rule| matches!(rule.action, Action::Hold(..)));
+        lock(&self.shared.rules).retain(|rule| !matches!(rule.action, Action::Answer(..)));
+    }
+
+    /// Changes the body of every request that matches.
+    pub fn rewrite(
+        &self,
+        matches: impl Fn(&Request) -> bool + Send + Sync + 'static,
+        change: impl Fn(&mut Value) + Send + Sync + 'static,
+    ) {
+        self.add(matches, Action::Rewrite(Arc::new(change)));
     }
 
     /// Requests so far that match.
@@ -170,7 +237,7 @@ impl ApiProxy {
     }
 }
 
-impl Drop for ApiProxy {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.server.abort();
     }
@@ -188,11 +255,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Closes the connection without an answer: the panic ends the connection's task, silently.
-fn cut() -> ! {
-    std::panic::resume_unwind(Box::new("the answer is lost"))
-}
-
 impl Shared {
     /// Notes a request, and finds what is to be done with it.
     fn note(&self, request: Request) -> Option<Action> {
@@ -201,51 +263,79 @@ impl Shared {
         lock(&self.seen).push(request);
         match &rules[found?].action {
             Action::Answer(status, body) => Some(Action::Answer(*status, body.clone())),
+            Action::Rewrite(change) => Some(Action::Rewrite(change.clone())),
             Action::Hold(..) => Some(rules.remove(found?).action),
         }
     }
 }
 
-async fn handle(State(shared): State<Arc<Shared>>, request: HttpRequest<Body>) -> Response<Body> {
-    let (mut parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, usize::MAX).await else { cut() };
-    let action = shared.note(Request {
-        method: parts.method.to_string(),
-        path: parts.uri.path().into(),
-        query: parts.uri.query().unwrap_or_default().into(),
-        body: body.clone(),
-    });
-    let mut after_commit = None;
-    match action {
-        Some(Action::Answer(status, body)) => {
-            let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
-            return answer.body(Body::from(body.to_string())).expect("a response");
+async fn handle(State((shared, door)): State<(Arc<Shared>, usize)>, request: HttpRequest<Body>) -> Response<Body> {
+    let answer = match shared.receive(request).await {
+        Ok((request, received)) => {
+            let forwarded = shared.forward(&request, received);
+            match &shared.tap {
+                Some(tap) => tap.pass(door, &request, forwarded).await,
+                None => forwarded.await,
+            }
         }
-        Some(Action::Hold(Point::BeforeForward, reached, go)) => held(reached, go).await,
-        Some(Action::Hold(Point::AfterCommit, reached, go)) => after_commit = Some((reached, go)),
-        None => {}
-    }
-    // The client that forwards sets its own.
-    for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION, header::AUTHORIZATION] {
-        parts.headers.remove(name);
-    }
-    let forwarded = shared.client.send(HttpRequest::from_parts(parts, body.into())).await;
-    let Ok(answer) = forwarded else { cut() };
-    if let Some((reached, go)) = after_commit {
-        held(reached, go).await;
-    }
-    let (mut parts, body) = answer.into_parts();
-    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION] {
-        parts.headers.remove(name);
-    }
-    Response::from_parts(parts, Body::new(body))
+        Err(cut) => Err(cut),
+    };
+    // The panic ends the connection's task, silently.
+    answer.unwrap_or_else(|Cut| std::panic::resume_unwind(Box::new("the connection is cut")))
 }
 
-async fn held(reached: oneshot::Sender<()>, go: oneshot::Receiver<()>) {
-    let _ = reached.send(());
-    if go.await.is_err() {
-        cut();
+impl Shared {
+    async fn receive(&self, request: HttpRequest<Body>) -> Result<(Request, Parts), Cut> {
+        let (parts, body) = request.into_parts();
+        let body = to_bytes(body, usize::MAX).await.map_err(|_| Cut)?;
+        let target = parts.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
+        let request = Request {
+            method: parts.method.to_string(),
+            path: parts.uri.path().into(),
+            query: parts.uri.query().unwrap_or_default().into(),
+            operation: target.and_then(|target| Some(target.split_once('.')?.1.to_owned())),
+            body,
+        };
+        Ok((request, parts))
     }
+
+    async fn forward(&self, request: &Request, mut parts: Parts) -> Result<Response<Body>, Cut> {
+        let mut body = request.body.clone();
+        let mut after_commit = None;
+        match self.note(request.clone()) {
+            Some(Action::Answer(status, body)) => {
+                let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
+                return Ok(answer.body(Body::from(body.to_string())).expect("a response"));
+            }
+            Some(Action::Rewrite(change)) => {
+                let mut changed = request.body();
+                change(&mut changed);
+                body = changed.to_string().into();
+            }
+            Some(Action::Hold(Point::BeforeForward, reached, go)) => held(reached, go).await?,
+            Some(Action::Hold(Point::AfterCommit, reached, go)) => after_commit = Some((reached, go)),
+            None => {}
+        }
+        // The client that forwards sets its own.
+        for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION] {
+            parts.headers.remove(name);
+        }
+        let forwarded = self.client.send(HttpRequest::from_parts(parts, body.into())).await;
+        let answer = forwarded.map_err(|_| Cut)?;
+        if let Some((reached, go)) = after_commit {
+            held(reached, go).await?;
+        }
+        let (mut parts, body) = answer.into_parts();
+        for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION] {
+            parts.headers.remove(name);
+        }
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+}
+
+async fn held(reached: oneshot::Sender<()>, go: oneshot::Receiver<()>) -> Result<(), Cut> {
+    let _ = reached.send(());
+    go.await.map_err(|_| Cut)
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! The API server's audit log: what the operator wrote, counted exactly.
+//! The API server's audit log: what the operator wrote, counted exactly. It is read once, as it grows:
+//! hundreds of tests ask.
 
 use super::LIMIT;
 use super::control_plane::ControlPlane;
@@ -7,13 +8,16 @@ use super::world::CREDENTIAL_ID;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// The operator's user.
 const OPERATOR: &str = "system:serviceaccount:opentunnel-system:opentunnel-operator";
+/// What the name begins with that shows how far the log goes, see [`settled`].
+const MARKER: &str = "audit-marker-";
 
 /// A request that changes something, or would have done. Displayed as `patch tunnels/status a: 200`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,58 +69,86 @@ struct Status {
     code: u16,
 }
 
+/// What was read of the log.
+#[derive(Default)]
+struct Read {
+    bytes: u64,
+    writes: Vec<Entry>,
+    markers: HashSet<String>,
+}
+
+/// A write of the operator's user, in the log.
+struct Entry {
+    namespace: String,
+    credentials: Vec<String>,
+    write: Write,
+}
+
+static READ: Mutex<Option<Read>> = Mutex::new(None);
+
 /// The operator's writes in a namespace, in the order of their answers.
 pub async fn writes(namespace: &Namespace) -> Vec<Write> {
     settled(namespace).await;
-    let lines = lines(&namespace.name).into_iter();
-    lines
-        .filter(|line| line.user.username == OPERATOR)
-        .filter(|line| line.object_ref.as_ref().is_some_and(|o| o.namespace == namespace.name))
-        .filter_map(write)
-        .collect()
+    select(|entry| entry.namespace == namespace.name)
 }
 
 /// The writes under a credential, wherever, in the order of their answers. `namespace` is any.
 pub async fn writes_by(namespace: &Namespace, credential: &str) -> Vec<Write> {
     settled(namespace).await;
-    let lines = lines(credential).into_iter();
-    let by = |line: &Line| line.user.extra.get(CREDENTIAL_ID).is_some_and(|ids| ids.iter().any(|id| id == credential));
-    lines.filter(by).filter_map(write).collect()
+    select(|entry| entry.credentials.iter().any(|id| id == credential))
 }
 
-fn write(line: Line) -> Option<Write> {
-    let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&line.verb.as_str());
-    if line.stage != "ResponseComplete" || !writes {
-        return None;
-    }
-    let object = line.object_ref.unwrap_or_default();
-    let resource = match object.subresource.as_str() {
-        "" => object.resource,
-        sub => format!("{}/{sub}", object.resource),
-    };
-    Some(Write {
-        verb: line.verb,
-        resource,
-        name: object.name,
-        code: line.response_status.map_or(0, |status| status.code),
-    })
+fn select(is: impl Fn(&Entry) -> bool) -> Vec<Write> {
+    with_log(|log| log.writes.iter().filter(|entry| is(entry)).map(|entry| entry.write.clone()).collect())
 }
 
 /// Returns once what was answered before stands in the log: a request of our own, made now, does.
 async fn settled(namespace: &Namespace) {
-    let marker = format!("marker-{}", uuid::Uuid::new_v4());
+    let marker = format!("{MARKER}{}", uuid::Uuid::new_v4());
     let api: Api<ConfigMap> = Api::namespaced(namespace.client.clone(), &namespace.name);
     let found = api.get_opt(&marker).await.expect("the API server answers");
     assert!(found.is_none(), "nobody has made {marker}");
     let deadline = Instant::now() + LIMIT;
-    while !ControlPlane::get().audit_log().contains(&marker) {
+    while !with_log(|log| log.markers.remove(&marker)) {
         assert!(Instant::now() < deadline, "the audit log says nothing of a request");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// The lines that have `text` in them.
-fn lines(text: &str) -> Vec<Line> {
-    let log = ControlPlane::get().audit_log();
-    log.lines().filter(|line| line.contains(text)).filter_map(|line| serde_json::from_str(line).ok()).collect()
+/// Looks at the log, as far as it goes.
+fn with_log<T>(look: impl FnOnce(&mut Read) -> T) -> T {
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = read.get_or_insert_default();
+    let new = ControlPlane::get().audit_log_from(read.bytes);
+    // The last line may not be whole yet.
+    let whole = new.rfind('\n').map_or("", |end| &new[..=end]);
+    read.bytes += whole.len() as u64;
+    whole.lines().for_each(|line| read.note(line));
+    look(read)
+}
+
+impl Read {
+    fn note(&mut self, line: &str) {
+        if !line.contains(OPERATOR) && !line.contains(MARKER) {
+            return;
+        }
+        let Ok(mut line) = serde_json::from_str::<Line>(line) else { return };
+        let object = line.object_ref.unwrap_or_default();
+        if object.name.starts_with(MARKER) {
+            self.markers.insert(object.name);
+            return;
+        }
+        let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&line.verb.as_str());
+        if line.stage != "ResponseComplete" || line.user.username != OPERATOR || !writes {
+            return;
+        }
+        let resource = match object.subresource.as_str() {
+            "" => object.resource,
+            sub => format!("{}/{sub}", object.resource),
+        };
+        let code = line.response_status.map_or(0, |status| status.code);
+        let write = Write { verb: line.verb, resource, name: object.name, code };
+        let credentials = line.user.extra.remove(CREDENTIAL_ID).unwrap_or_default();
+        self.writes.push(Entry { namespace: object.namespace, credentials, write });
+    }
 }

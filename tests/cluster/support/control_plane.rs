@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
@@ -140,9 +140,15 @@ impl ControlPlane {
         writeln!(supervisor, "{line}")
     }
 
-    /// The audit log: a line of JSON for every request that was answered.
-    pub fn audit_log(&self) -> String {
-        fs::read_to_string(&self.audit_log).expect("the audit log can be read")
+    /// The audit log from a byte on: a line of JSON for every request that was answered.
+    pub fn audit_log_from(&self, byte: u64) -> String {
+        let mut log = fs::File::open(&self.audit_log).expect("the audit log can be read");
+        let mut bytes = Vec::new();
+        let read = log.seek(SeekFrom::Start(byte)).and_then(|_| log.read_to_end(&mut bytes));
+        read.expect("the audit log can be read");
+        // A character may be half written yet, at the end.
+        let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        text.to_owned()
     }
 }
 

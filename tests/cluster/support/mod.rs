@@ -3,11 +3,13 @@
 
 pub mod api_proxy;
 pub mod audit;
+pub mod aws_proxy;
 pub mod control_plane;
 pub mod log;
 pub mod manifests;
 pub mod namespace;
 pub mod operator;
+pub mod tap;
 pub mod world;
 
 pub use world::World;

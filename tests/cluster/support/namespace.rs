@@ -27,6 +27,8 @@ pub struct Namespace {
     pub name: String,
     /// The administrator.
     pub client: Client,
+    /// It is not deleted by being dropped.
+    pub left: bool,
 }
 
 /// What a program said.
@@ -47,7 +49,7 @@ impl Namespace {
         let api: Api<KubeNamespace> = Api::all(client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
         api.create(&Default::default(), &namespace).await.expect("a namespace can be made");
-        Self { name, client }
+        Self { name, client, left: false }
     }
 
     /// The Tunnels in it.
@@ -198,6 +200,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // What no operator is there for any more to finalize stays until the control plane ends.
         let delete = ["delete", "namespace", &self.name, "--wait=false"];
         let _ = ControlPlane::get().kubectl().args(delete).output();

@@ -6,11 +6,13 @@ use super::control_plane::ControlPlane;
 use super::log;
 use super::namespace::Namespace;
 use super::operator::{Operator, Settings};
+use super::tap::Tap;
 use secure_tunneling_emulator::{Config, Emulator, Quotas};
 use serde_json::Value;
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A namespace (whose methods are this one's), an AWS without quotas, and operators' logs. Make it
@@ -74,7 +76,12 @@ impl World {
 
     /// A proxy in front of the API server; [`Settings::via`] sends an operator through it.
     pub async fn api_proxy(&self) -> ApiProxy {
-        ApiProxy::start(&ControlPlane::get().operator_kubeconfig, self.file("kubeconfig")).await
+        self.tapped_api_proxy(None).await
+    }
+
+    /// The same, with a tap.
+    pub async fn tapped_api_proxy(&self, tap: Option<Arc<Tap>>) -> ApiProxy {
+        ApiProxy::start(&ControlPlane::get().operator_kubeconfig, self.file("kubeconfig"), tap).await
     }
 
     /// An operator's own credential: [`Settings::with_identity`] gives it one.
@@ -94,13 +101,27 @@ impl World {
         writes.split_off(1) // the first is our own question what the credential's ID is
     }
 
-    fn file(&self, extension: &str) -> PathBuf {
+    /// A name for a file of an operator's: it has the operator's number.
+    pub fn file(&self, extension: &str) -> PathBuf {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         self.dir.join(format!("operator-{number}.{extension}"))
     }
 
+    /// Leaves the namespace to the end of the control plane: to delete one takes the namespace
+    /// controller a request for each resource that there is, too much where there are hundreds.
+    pub fn leave_namespace(&mut self) {
+        self.namespace.left = true;
+    }
+
+    /// Shows the logs of all operators so far, for people.
+    pub fn show_logs(&self) {
+        for (number, log) in self.logs().iter().enumerate() {
+            eprintln!("--- log of operator {number} in {}:\n{}", self.namespace.name, log::tail(log));
+        }
+    }
+
     /// The logs of all operators so far.
-    fn logs(&self) -> Vec<String> {
+    pub fn logs(&self) -> Vec<String> {
         let numbers = 0..self.files.load(Ordering::Relaxed);
         let log = |n| fs::read_to_string(self.dir.join(format!("operator-{n}.log"))).ok();
         numbers.filter_map(log).collect()
@@ -116,13 +137,10 @@ impl Deref for World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let logs = self.logs();
         if std::thread::panicking() {
-            for (number, log) in logs.iter().enumerate() {
-                eprintln!("--- log of operator {number} in {}:\n{}", self.namespace.name, log::tail(log));
-            }
+            self.show_logs();
         } else {
-            assert!(!logs.iter().any(|log| log::has_token(log)), "there is an access token in a log");
+            assert!(!self.logs().iter().any(|log| log::has_token(log)), "there is an access token in a log");
         }
     }
 }

@@ -1,0 +1,184 @@
+//! The lives of a Tunnel that the matrix goes through: what its user and others do, and how it ends.
+
+use super::place::Place;
+use crate::support::api_proxy::Point;
+use crate::support::namespace::{main_condition, status};
+use kube::api::DeleteParams;
+use opentunnel_operator::crd::{ClientMode, Tunnel};
+use serde_json::{Value, json};
+use std::fmt;
+use std::time::Duration;
+
+/// The Tunnel's name.
+pub const NAME: &str = "life";
+
+/// A life. What comes before it is not counted: another one goes through that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// A Tunnel is applied, and gets Ready.
+    Open,
+    /// The same with a Secret for each side.
+    OpenTwoSecrets,
+    /// OpenTunnel is carried out, but its answer is lost: the tunnel is searched for and adopted.
+    OpenAnswerLost,
+    /// The lifetime runs out.
+    Expiry,
+    /// Somebody else closes the tunnel.
+    ClosedByOthers,
+    /// The Tunnel is deleted.
+    Delete,
+    /// It is deleted while OpenTunnel is in flight.
+    DeleteWhileOpening,
+    /// It is deleted, and its tunnel is to stay.
+    Retain,
+    /// The token Secret of a Ready Tunnel is deleted.
+    SecretLost,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Ready, with tokens of this generation or a later one.
+    Ready(i64),
+    /// Ended, with this reason.
+    Ended(&'static str),
+    /// There is no Tunnel any more.
+    Gone,
+}
+
+impl Life {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Open,
+        Self::OpenTwoSecrets,
+        Self::OpenAnswerLost,
+        Self::Expiry,
+        Self::ClosedByOthers,
+        Self::Delete,
+        Self::DeleteWhileOpening,
+        Self::Retain,
+        Self::SecretLost,
+    ];
+
+    fn spec(self) -> Value {
+        match self {
+            Self::OpenTwoSecrets => json!({"secrets": [
+                {"name": "life-source", "clientMode": "SOURCE"},
+                {"name": "life-destination", "clientMode": "DESTINATION"},
+            ]}),
+            Self::Retain => json!({"deletionPolicy": "Retain"}),
+            _ => json!({}),
+        }
+    }
+
+    /// The Secrets that the Tunnel has while it is Ready.
+    pub fn secrets(self) -> &'static [(&'static str, ClientMode)] {
+        match self {
+            Self::OpenTwoSecrets => {
+                &[("life-destination", ClientMode::Destination), ("life-source", ClientMode::Source)]
+            }
+            _ => &[("life-tokens", ClientMode::All)],
+        }
+    }
+
+    /// How it ends.
+    pub fn ending(self) -> Ending {
+        match self {
+            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost => Ending::Ready(1),
+            Self::SecretLost => Ending::Ready(2),
+            Self::Expiry => Ending::Ended("Expired"),
+            Self::ClosedByOthers => Ending::Ended("Closed"),
+            Self::Delete | Self::DeleteWhileOpening | Self::Retain => Ending::Gone,
+        }
+    }
+
+    /// How many tunnels are open in AWS at its end.
+    pub fn open_tunnels(self) -> usize {
+        usize::from(self == Self::Retain || matches!(self.ending(), Ending::Ready(_)))
+    }
+
+    /// Whether the poller's ListTunnels comes in every run of it: a deletion is faster than the poller.
+    pub fn polls(self) -> bool {
+        self.ending() != Ending::Gone
+    }
+
+    /// What comes before it.
+    pub async fn prepare(self, place: &Place) {
+        match self {
+            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening => {}
+            _ => {
+                self.apply(place).await;
+                place.world.wait_ready(NAME).await;
+                // Its Event comes after the status, and a last look.
+                place.tap.quiet(Duration::from_millis(400)).await;
+            }
+        }
+    }
+
+    /// What happens in it.
+    pub async fn happen(self, place: &Place) {
+        let world = &place.world;
+        match self {
+            Self::Open | Self::OpenTwoSecrets => self.apply(place).await,
+            Self::OpenAnswerLost => {
+                place.aws.lose_answer(|request| request.calls("OpenTunnel"));
+                self.apply(place).await;
+            }
+            Self::Expiry => world.aws.advance_clock(Duration::from_secs(12 * 3600 + 1)),
+            Self::ClosedByOthers => {
+                let tunnel = world.tunnel(NAME).await;
+                world.aws.close(status(&tunnel).tunnel_id.as_ref().expect("an ID")).expect("it is known");
+            }
+            Self::Delete | Self::Retain => world.delete(NAME).await,
+            Self::DeleteWhileOpening => {
+                let mut held = place.aws.hold(Point::BeforeForward, |request| request.calls("OpenTunnel"));
+                self.apply(place).await;
+                held.reached().await;
+                world.delete(NAME).await;
+                held.pass();
+            }
+            Self::SecretLost => {
+                world.secrets().delete("life-tokens", &DeleteParams::default()).await.expect("it is there");
+            }
+        }
+    }
+
+    async fn apply(self, place: &Place) {
+        let tunnel = json!({
+            "apiVersion": "opentunnel.dev/v1alpha1", "kind": "Tunnel", "metadata": {"name": NAME}, "spec": self.spec()
+        });
+        let tunnel: Tunnel = serde_json::from_value(tunnel).expect("a Tunnel");
+        place.world.tunnels().create(&Default::default(), &tunnel).await.expect("it can be applied");
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::OpenTwoSecrets => "open with two Secrets",
+            Self::OpenAnswerLost => "open, and the answer of OpenTunnel is lost",
+            Self::Expiry => "expiry",
+            Self::ClosedByOthers => "closed by somebody else",
+            Self::Delete => "delete",
+            Self::DeleteWhileOpening => "delete while OpenTunnel is in flight",
+            Self::Retain => "delete with deletionPolicy: Retain",
+            Self::SecretLost => "the token Secret is lost",
+        })
+    }
+}
+
+impl Ending {
+    /// Whether a Tunnel is as it should be in the end. `None`: there is none.
+    pub fn is_reached(self, tunnel: Option<&Tunnel>) -> bool {
+        let main = |tunnel| main_condition(tunnel).map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str()));
+        match (self, tunnel) {
+            (Self::Gone, tunnel) => tunnel.is_none(),
+            (_, None) => false,
+            (Self::Ready(generation), Some(tunnel)) => {
+                main(tunnel) == Some(("Ready", "True", "Open")) && status(tunnel).token_generation >= Some(generation)
+            }
+            (Self::Ended(reason), Some(tunnel)) => main(tunnel) == Some(("Ended", "True", reason)),
+        }
+    }
+}

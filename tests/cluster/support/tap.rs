@@ -1,0 +1,246 @@
+//! Counts the requests of an operator, to the API server and to AWS alike, and does something about one
+//! of them: so every request is a place where something can go wrong.
+
+use super::api_proxy::{Cut, Request};
+use super::operator::Operator;
+use axum::body::{Body, to_bytes};
+use axum::http::Response;
+use std::collections::HashSet;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+/// An operator that has an answer shows it by its next request, or has none to make after this time.
+const DELIVERY: Duration = Duration::from_millis(500);
+
+/// A request, and the how many'th of its kind it is. Its place in the list of all is the k of "the k-th
+/// request"; it is told by its name, because requests of the poller come in between those of a
+/// reconcile, and a number would then mean another one in another run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// As `PATCH tunnels/life/status` or `AWS OpenTunnel`.
+    pub request: String,
+    /// From 1.
+    pub nth: usize,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.nth {
+            1 => f.write_str(&self.request),
+            nth => write!(f, "{} #{nth}", self.request),
+        }
+    }
+}
+
+/// What goes wrong at a request. Another kind of fault is another variant, and its lines in [`Tap::pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL of the operator.
+    Kill(Moment),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Kill(moment) = self;
+        f.write_str(match moment {
+            Moment::BeforeForward => "killed before",
+            Moment::AfterCommit => "after commit",
+            Moment::AfterAnswer => "after answer",
+        })
+    }
+}
+
+/// When the operator is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The service does not know of the request, and never will.
+    BeforeForward,
+    /// The service has carried it out; the operator does not know.
+    AfterCommit,
+    /// The operator has the answer; nothing that it does about it reaches anybody.
+    AfterAnswer,
+}
+
+#[derive(Default)]
+struct State {
+    counts: bool,
+    steps: Vec<Step>,
+    /// Reads since the last write.
+    read: HashSet<String>,
+    /// When the last request of a Tunnel's came.
+    last: Option<Instant>,
+    fault: Option<(Step, Fault)>,
+    /// The operator's end has come: no request of its passes any more.
+    shut: bool,
+    /// The door of the operator that lives.
+    door: usize,
+    victim: Option<Operator>,
+}
+
+/// What the proxies of one operator (and of the one after it) tell of every request.
+pub struct Tap {
+    polls: bool,
+    state: Mutex<State>,
+    struck: watch::Sender<bool>,
+    /// A request came while the operator's end had come.
+    refused: Notify,
+    own: Weak<Self>,
+}
+
+impl Tap {
+    /// One that counts nothing yet. `polls`: the first ListTunnels counts.
+    pub fn new(polls: bool) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            polls,
+            state: Mutex::default(),
+            struck: watch::Sender::new(false),
+            refused: Notify::new(),
+            own: own.clone(),
+        })
+    }
+
+    /// The operator that a fault is for.
+    pub fn holds(&self, operator: Operator) {
+        self.lock().victim = Some(operator);
+    }
+
+    /// Counts from now on, and lets one fault happen.
+    pub fn count(&self, fault: Option<(Step, Fault)>) {
+        let mut state = self.lock();
+        state.counts = true;
+        state.fault = fault;
+    }
+
+    /// What was counted.
+    pub fn steps(&self) -> Vec<Step> {
+        self.lock().steps.clone()
+    }
+
+    /// Returns once no request of a Tunnel's has come for so long.
+    pub async fn quiet(&self, time: Duration) {
+        let begun = Instant::now();
+        loop {
+            let since = self.lock().last.unwrap_or(begun).max(begun).elapsed();
+            match time.checked_sub(since) {
+                Some(left) if !left.is_zero() => sleep(left).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Kills the operator, if there is one still.
+    pub fn end(&self) {
+        let victim = self.lock().victim.take();
+        drop(victim);
+    }
+
+    /// Returns once the fault has happened.
+    pub async fn struck(&self) {
+        let _ = self.struck.subscribe().wait_for(|struck| *struck).await;
+    }
+
+    /// Lets a request pass, or what is to happen to it happen.
+    pub async fn pass(
+        &self,
+        door: usize,
+        request: &Request,
+        forward: impl Future<Output = Result<Response<Body>, Cut>>,
+    ) -> Result<Response<Body>, Cut> {
+        let Fault::Kill(moment) = match self.arrives(door, request)? {
+            None => return forward.await,
+            Some(fault) => fault,
+        };
+        if moment == Moment::BeforeForward {
+            self.kill();
+            return Err(Cut);
+        }
+        let answer = forward.await;
+        if moment == Moment::AfterCommit || answer.is_err() {
+            self.kill();
+            return Err(Cut);
+        }
+        let (parts, body) = answer?.into_parts();
+        let body = to_bytes(body, usize::MAX).await.map_err(|_| Cut)?;
+        let tap = self.own.upgrade().ok_or(Cut)?;
+        tokio::spawn(async move {
+            let _ = timeout(DELIVERY, tap.refused.notified()).await;
+            tap.kill();
+        });
+        Ok(Response::from_parts(parts, body.into()))
+    }
+
+    /// Counts a request. `Some`: it is the one that the fault is for.
+    fn arrives(&self, door: usize, request: &Request) -> Result<Option<Fault>, Cut> {
+        let mut state = self.lock();
+        if state.shut || door != state.door {
+            self.refused.notify_one();
+            return Err(Cut);
+        }
+        let polled = request.calls("ListTunnels") || (request.operation.is_none() && request.query.contains("watch="));
+        if !polled {
+            state.last = Some(Instant::now());
+        }
+        if !state.counts {
+            return Ok(None);
+        }
+        let Some(step) = self.step(&mut state, request) else { return Ok(None) };
+        state.steps.push(step.clone());
+        let fault = state.fault.as_ref().filter(|(at, _)| *at == step).map(|(_, fault)| *fault);
+        state.shut = fault.is_some();
+        Ok(fault)
+    }
+
+    /// What counts: every request of a Tunnel's life that comes in each run. Left out are
+    /// - what a process sends at its start, whatever there is to do: it comes again with the next one,
+    ///   before anything of a Tunnel's (reads outside of the namespace; the first list and the watch);
+    /// - a read that was made before and after which nothing was written: how many reconciles there are
+    ///   in between depends on when events come, and none of them changes anything;
+    /// - ListTunnels but for the first, in lives that last a round of the poller: it comes every second.
+    fn step(&self, state: &mut State, request: &Request) -> Option<Step> {
+        let (name, reads, event) = match &request.operation {
+            Some(operation) if operation == "ListTunnels" => {
+                let first = !state.steps.iter().any(|step| step.request.ends_with(operation));
+                (self.polls && first).then(|| (format!("AWS {operation}"), true, false))?
+            }
+            Some(operation) => (format!("AWS {operation}"), operation == "DescribeTunnel", false),
+            None => {
+                let (_, namespaced) = request.path.split_once("/namespaces/")?;
+                let (_, object) = namespaced.split_once('/')?;
+                let (reads, dry) = (request.method == "GET", request.query.contains("dryRun=All"));
+                if reads && !object.contains('/') {
+                    return None;
+                }
+                let dry_run = if dry { " (dry run)" } else { "" };
+                (format!("{} {object}{dry_run}", request.method), reads || dry, object == "events")
+            }
+        };
+        if reads && !state.read.insert(name.clone()) {
+            return None;
+        }
+        // Nothing depends on an Event.
+        if !reads && !event {
+            state.read.clear();
+        }
+        let nth = 1 + state.steps.iter().filter(|step| step.request == name).count();
+        Some(Step { request: name, nth })
+    }
+
+    fn kill(&self) {
+        let victim = self.lock().victim.take();
+        // Returns once it is no more.
+        drop(victim.expect("there is an operator"));
+        let mut state = self.lock();
+        state.shut = false;
+        state.door += 1;
+        drop(state);
+        self.struck.send_replace(true);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
