@@ -3,7 +3,7 @@
 use super::place::Place;
 use crate::support::api_proxy::Point;
 use crate::support::namespace::{main_condition, status};
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use opentunnel_operator::crd::{ClientMode, Tunnel};
 use serde_json::{Value, json};
 use std::fmt;
@@ -33,12 +33,16 @@ pub enum Life {
     Retain,
     /// The token Secret of a Ready Tunnel is deleted.
     SecretLost,
+    /// spec.secrets is edited: others want what the present one holds, which goes.
+    SecretsChanged,
+    /// spec.secrets is edited: a side is wanted that no Secret holds yet.
+    SideAdded,
 }
 
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Ready, with tokens of this generation or a later one.
+    /// Ready, by the present spec, with tokens of this generation or a later one.
     Ready(i64),
     /// Ended, with this reason.
     Ended(&'static str),
@@ -48,7 +52,7 @@ pub enum Ending {
 
 impl Life {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Open,
         Self::OpenTwoSecrets,
         Self::OpenAnswerLost,
@@ -58,23 +62,23 @@ impl Life {
         Self::DeleteWhileOpening,
         Self::Retain,
         Self::SecretLost,
+        Self::SecretsChanged,
+        Self::SideAdded,
     ];
 
     fn spec(self) -> Value {
         match self {
-            Self::OpenTwoSecrets => json!({"secrets": [
-                {"name": "life-source", "clientMode": "SOURCE"},
-                {"name": "life-destination", "clientMode": "DESTINATION"},
-            ]}),
+            Self::OpenTwoSecrets => each_side(),
+            Self::SideAdded => json!({"secrets": [{"name": "life-source", "clientMode": "SOURCE"}]}),
             Self::Retain => json!({"deletionPolicy": "Retain"}),
             _ => json!({}),
         }
     }
 
-    /// The Secrets that the Tunnel has while it is Ready.
+    /// The Secrets that the Tunnel has at the end, if it is Ready then.
     pub fn secrets(self) -> &'static [(&'static str, ClientMode)] {
         match self {
-            Self::OpenTwoSecrets => {
+            Self::OpenTwoSecrets | Self::SecretsChanged | Self::SideAdded => {
                 &[("life-destination", ClientMode::Destination), ("life-source", ClientMode::Source)]
             }
             _ => &[("life-tokens", ClientMode::All)],
@@ -84,8 +88,8 @@ impl Life {
     /// How it ends.
     pub fn ending(self) -> Ending {
         match self {
-            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost => Ending::Ready(1),
-            Self::SecretLost => Ending::Ready(2),
+            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::SecretsChanged => Ending::Ready(1),
+            Self::SecretLost | Self::SideAdded => Ending::Ready(2),
             Self::Expiry => Ending::Ended("Expired"),
             Self::ClosedByOthers => Ending::Ended("Closed"),
             Self::Delete | Self::DeleteWhileOpening | Self::Retain => Ending::Gone,
@@ -140,6 +144,10 @@ impl Life {
             Self::SecretLost => {
                 world.secrets().delete("life-tokens", &DeleteParams::default()).await.expect("it is there");
             }
+            Self::SecretsChanged | Self::SideAdded => {
+                let patch = Patch::Merge(json!({"spec": each_side()}));
+                world.tunnels().patch(NAME, &PatchParams::default(), &patch).await.expect("it may be edited");
+            }
         }
     }
 
@@ -150,6 +158,13 @@ impl Life {
         let tunnel: Tunnel = serde_json::from_value(tunnel).expect("a Tunnel");
         place.world.tunnels().create(&Default::default(), &tunnel).await.expect("it can be applied");
     }
+}
+
+fn each_side() -> Value {
+    json!({"secrets": [
+        {"name": "life-source", "clientMode": "SOURCE"},
+        {"name": "life-destination", "clientMode": "DESTINATION"},
+    ]})
 }
 
 impl fmt::Display for Life {
@@ -164,6 +179,8 @@ impl fmt::Display for Life {
             Self::DeleteWhileOpening => "delete while OpenTunnel is in flight",
             Self::Retain => "delete with deletionPolicy: Retain",
             Self::SecretLost => "the token Secret is lost",
+            Self::SecretsChanged => "spec.secrets is edited: others want the same tokens",
+            Self::SideAdded => "spec.secrets is edited: one more side is wanted",
         })
     }
 }
@@ -176,7 +193,9 @@ impl Ending {
             (Self::Gone, tunnel) => tunnel.is_none(),
             (_, None) => false,
             (Self::Ready(generation), Some(tunnel)) => {
-                main(tunnel) == Some(("Ready", "True", "Open")) && status(tunnel).token_generation >= Some(generation)
+                main(tunnel) == Some(("Ready", "True", "Open"))
+                    && status(tunnel).observed_generation == tunnel.metadata.generation
+                    && status(tunnel).token_generation >= Some(generation)
             }
             (Self::Ended(reason), Some(tunnel)) => main(tunnel) == Some(("Ended", "True", reason)),
         }
