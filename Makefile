@@ -7,10 +7,13 @@ export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
+PROMTOOL_VERSION := v0.316.0
+export OPENTUNNEL_PROMTOOL := $(CACHE)/promtool-$(PROMTOOL_VERSION)/promtool
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix fmt clippy deny go-test cluster clean prerequisites
+.PHONY: help demo test matrix fmt clippy deny promtool go-test cluster clean prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -24,7 +27,7 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 	@python3 -B dev/demo
 
 # The tests on the control plane wait more than they compute: more threads than cores.
-test: prerequisites fmt clippy deny cluster go-test ## All that CI checks
+test: prerequisites fmt clippy deny cluster promtool go-test ## All that CI checks
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
@@ -50,6 +53,15 @@ $(CARGO_DENY):
 	$(step) "cargo install cargo-deny $(CARGO_DENY_VERSION): about a minute, the first time"
 	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-deny \
 		--version $(CARGO_DENY_VERSION) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
+
+promtool: $(OPENTUNNEL_PROMTOOL) ## Build Prometheus' promtool, which a test of the metrics asks
+	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
+
+# Without the clouds' service discovery, which checks no metrics.
+$(OPENTUNNEL_PROMTOOL):
+	$(step) "go install promtool $(PROMTOOL_VERSION): about 3 minutes, the first time"
+	@GOBIN=$(@D) CGO_ENABLED=0 go install -trimpath -tags remove_all_sd -ldflags "-s -w" \
+		github.com/prometheus/prometheus/cmd/promtool@$(PROMTOOL_VERSION)
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
 	$(step) "Kubernetes control plane"

@@ -4,9 +4,10 @@
 //! OpenTunnel, which has no idempotency token, up to three times. Every call has a time limit.
 
 use crate::crd::{ClientMode, OWNER_TAG, State};
+use crate::metrics::Metrics;
 use crate::tunnels::{
-    CallError, CallErrorKind, Description, DestinationConfig, Home, OpenRequest, Owner, Page, Summary, Tokens,
-    TunnelId, TunnelRef, Word, owner_of, sides,
+    CallError, CallErrorKind, Description, DestinationConfig, Home, OpenRequest, Operation, Owner, Page, Summary,
+    Tokens, TunnelId, TunnelRef, Word, owner_of, sides,
 };
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -17,8 +18,9 @@ use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
 use jiff::Timestamp;
 use std::error::Error;
+use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of AWS's words that are kept: they go into conditions and events, whose notes hold 1 KiB.
 const MESSAGE_LIMIT: usize = 1024;
@@ -30,6 +32,7 @@ pub struct Aws {
     region: String,
     /// The account, once AWS has told an ARN.
     account: Arc<OnceLock<String>>,
+    metrics: Arc<Metrics>,
 }
 
 /// Why the gateway cannot start.
@@ -49,7 +52,7 @@ impl Aws {
     /// Configures the client as every AWS program is configured: environment, profile, IRSA, Pod
     /// Identity, instance metadata. `timeout` limits each call. The credentials are loaded once, so
     /// that a wrong set-up is told at start.
-    pub async fn from_env(timeout: Duration) -> Result<Self, ConfigError> {
+    pub async fn from_env(timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, ConfigError> {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(timeout.min(Duration::from_secs(5)))
             .operation_timeout(timeout)
@@ -63,7 +66,7 @@ impl Aws {
         let credentials =
             config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
         credentials.provide_credentials().await.map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
-        Ok(Self { client: sdk::Client::new(&config), region, account: Arc::default() })
+        Ok(Self { client: sdk::Client::new(&config), region, account: Arc::default(), metrics })
     }
 
     /// The region that is served.
@@ -89,6 +92,26 @@ impl Aws {
         }
     }
 
+    /// The one way that every call goes: its answer is `read`, and it is counted. `None` from `read`:
+    /// the answer lacks what it must have.
+    async fn call<A, E, T>(
+        &self,
+        operation: Operation,
+        sent: impl Future<Output = Result<A, SdkError<E, HttpResponse>>>,
+        read: impl FnOnce(A) -> Option<T>,
+    ) -> Result<T, CallError>
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let begun = Instant::now();
+        let outcome = match sent.await {
+            Ok(answer) => read(answer).ok_or_else(|| unreadable(operation)),
+            Err(error) => Err(classify(error)),
+        };
+        self.metrics.called(operation, begun.elapsed(), &outcome);
+        outcome
+    }
+
     /// OpenTunnel. Costs money, and cannot be repeated safely.
     pub async fn open(&self, request: &OpenRequest, owner: &Owner) -> Result<(TunnelRef, Tokens), CallError> {
         let tags = request
@@ -100,24 +123,21 @@ impl Aws {
         let timeout = request
             .lifetime_minutes
             .map(|minutes| sdk::types::TimeoutConfig::builder().max_lifetime_timeout_minutes(minutes).build());
-        let out = self
+        let sent = self
             .client
             .open_tunnel()
             .set_description(request.description.clone())
             .set_destination_config(request.destination.as_ref().map(destination).transpose()?)
             .set_tags(Some(tags))
             .set_timeout_config(timeout)
-            .send()
-            .await
-            .map_err(classify)?;
-        let tokens = sides(ClientMode::All, out.source_access_token, out.destination_access_token);
-        match (out.tunnel_id, out.tunnel_arn, tokens) {
-            (Some(id), Some(arn), Some(tokens)) => {
-                self.learn_account(&arn);
-                Ok((TunnelRef { id: TunnelId(id), arn }, tokens))
-            }
-            _ => Err(unreadable("OpenTunnel")),
-        }
+            .send();
+        let read = |out: sdk::operation::open_tunnel::OpenTunnelOutput| {
+            let tokens = sides(ClientMode::All, out.source_access_token, out.destination_access_token)?;
+            Some((TunnelRef { id: TunnelId(out.tunnel_id?), arn: out.tunnel_arn? }, tokens))
+        };
+        let opened = self.call(Operation::OpenTunnel, sent, read).await?;
+        self.learn_account(&opened.0.arn);
+        Ok(opened)
     }
 
     /// RotateTunnelAccessToken: new tokens for the sides of `mode`; the old ones are dead. The
@@ -133,69 +153,74 @@ impl Aws {
             ClientMode::Destination => (sdk::types::ClientMode::Destination, to),
             ClientMode::All => (sdk::types::ClientMode::All, to),
         };
-        let out = self
+        let sent = self
             .client
             .rotate_tunnel_access_token()
             .tunnel_id(&id.0)
             .client_mode(sdk_mode)
             .set_destination_config(to.map(destination).transpose()?)
-            .send()
-            .await
-            .map_err(classify)?;
-        sides(mode, out.source_access_token, out.destination_access_token)
-            .ok_or_else(|| unreadable("RotateTunnelAccessToken"))
+            .send();
+        let read = |out: sdk::operation::rotate_tunnel_access_token::RotateTunnelAccessTokenOutput| {
+            sides(mode, out.source_access_token, out.destination_access_token)
+        };
+        self.call(Operation::RotateTunnelAccessToken, sent, read).await
     }
 
     /// CloseTunnel.
     pub async fn close(&self, id: &TunnelId) -> Result<(), CallError> {
-        self.client.close_tunnel().tunnel_id(&id.0).send().await.map_err(classify)?;
-        Ok(())
+        let sent = self.client.close_tunnel().tunnel_id(&id.0).send();
+        self.call(Operation::CloseTunnel, sent, |_| Some(())).await
     }
 
     /// DescribeTunnel. A tunnel that AWS does not know is an answer, not an error.
     pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
-        let out = match self.client.describe_tunnel().tunnel_id(&id.0).send().await.map_err(classify) {
-            Err(e) if e.kind == CallErrorKind::NotFound => {
-                return Ok(Description { word: Word::NotFound, owner: None });
-            }
-            out => out?,
-        };
-        let tunnel = out.tunnel.ok_or_else(|| unreadable("DescribeTunnel"))?;
-        let created_at = time(tunnel.created_at).ok_or_else(|| unreadable("DescribeTunnel"))?;
-        let word = match state(tunnel.status.as_ref()).ok_or_else(|| unreadable("DescribeTunnel"))? {
-            State::Open => Word::Open { created_at },
-            State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
-        };
-        let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
-        Ok(Description { word, owner })
+        let sent = self.client.describe_tunnel().tunnel_id(&id.0).send();
+        match self.call(Operation::DescribeTunnel, sent, |out| description(&out.tunnel?)).await {
+            Err(e) if e.kind == CallErrorKind::NotFound => Ok(Description { word: Word::NotFound, owner: None }),
+            described => described,
+        }
     }
 
     /// ListTunnels: the next page of up to 100, newest first.
     pub async fn list(&self, next_token: Option<String>) -> Result<Page, CallError> {
-        let out =
-            self.client.list_tunnels().max_results(100).set_next_token(next_token).send().await.map_err(classify)?;
-        let summaries = out.tunnel_summaries.unwrap_or_default().into_iter().map(|s| {
-            let created_at = time(s.created_at)?;
-            Some(Summary {
-                tunnel: TunnelRef { id: TunnelId(s.tunnel_id?), arn: s.tunnel_arn? },
-                state: state(s.status.as_ref())?,
-                created_at,
-                last_updated_at: time(s.last_updated_at).unwrap_or(created_at),
-            })
-        });
-        // An entry that cannot be read may be the one that is searched for: so cannot the list.
-        let summaries = summaries.collect::<Option<Vec<_>>>().ok_or_else(|| unreadable("ListTunnels"))?;
-        if let Some(summary) = summaries.first() {
+        let sent = self.client.list_tunnels().max_results(100).set_next_token(next_token).send();
+        let read = |out: sdk::operation::list_tunnels::ListTunnelsOutput| {
+            // An entry that cannot be read may be the one that is searched for: so cannot the list.
+            let summaries = out.tunnel_summaries.unwrap_or_default().into_iter().map(summary).collect::<Option<_>>()?;
+            Some(Page { summaries, next_token: out.next_token.filter(|t| !t.is_empty()) })
+        };
+        let page = self.call(Operation::ListTunnels, sent, read).await?;
+        if let Some(summary) = page.summaries.first() {
             self.learn_account(&summary.tunnel.arn);
         }
-        Ok(Page { summaries, next_token: out.next_token.filter(|t| !t.is_empty()) })
+        Ok(page)
     }
 
     /// UntagResource: takes the owner tag off, so that the tunnel is nobody's here any more.
     pub async fn disown(&self, arn: &str) -> Result<(), CallError> {
-        self.client.untag_resource().resource_arn(arn).tag_keys(OWNER_TAG).send().await.map_err(classify)?;
-        Ok(())
+        let sent = self.client.untag_resource().resource_arn(arn).tag_keys(OWNER_TAG).send();
+        self.call(Operation::UntagResource, sent, |_| Some(())).await
     }
+}
+
+fn description(tunnel: &sdk::types::Tunnel) -> Option<Description> {
+    let created_at = time(tunnel.created_at)?;
+    let word = match state(tunnel.status.as_ref())? {
+        State::Open => Word::Open { created_at },
+        State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
+    };
+    let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
+    Some(Description { word, owner })
+}
+
+fn summary(summary: sdk::types::TunnelSummary) -> Option<Summary> {
+    let created_at = time(summary.created_at)?;
+    Some(Summary {
+        tunnel: TunnelRef { id: TunnelId(summary.tunnel_id?), arn: summary.tunnel_arn? },
+        state: state(summary.status.as_ref())?,
+        created_at,
+        last_updated_at: time(summary.last_updated_at).unwrap_or(created_at),
+    })
 }
 
 fn tag(key: &str, value: &str) -> Result<sdk::types::Tag, CallError> {
@@ -214,8 +239,9 @@ fn unbuildable(error: impl Error + 'static) -> CallError {
     CallError { kind: CallErrorKind::InvalidRequest, message: clean(&chain(&error)) }
 }
 
-fn unreadable(operation: &str) -> CallError {
-    CallError { kind: CallErrorKind::Doubt, message: format!("AWS's answer to {operation} lacks what it must have") }
+fn unreadable(operation: Operation) -> CallError {
+    let message = format!("AWS's answer to {} lacks what it must have", operation.name());
+    CallError { kind: CallErrorKind::Doubt, message }
 }
 
 fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<State> {

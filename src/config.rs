@@ -51,7 +51,7 @@ pub struct Run {
     /// needs the rights to list and watch Secrets; false: each Tunnel looks at its own at every poll
     #[arg(long, env = "OPENTUNNEL_WATCH_SECRETS", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub watch_secrets: bool,
-    /// Address of /healthz and /readyz
+    /// Address of /healthz, /readyz and /metrics
     #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "0.0.0.0:8080")]
     pub http_addr: SocketAddr,
     /// Format of the log

@@ -8,12 +8,14 @@ pub mod decision;
 pub mod memories;
 pub mod observe;
 pub mod owned;
+pub mod scrape;
 pub mod secrets;
 pub mod status;
 pub mod validate;
 pub mod watch;
 
 use crate::crd::Tunnel;
+use crate::metrics::ReconcileError;
 use crate::tunnels::Home;
 use act::Act;
 use context::{Context, Error, View};
@@ -24,7 +26,7 @@ use kube::{Api, Resource, ResourceExt};
 use observe::{Memory, Observed};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// More steps than any way through [`decide`] has: a loop is a bug, and is ended as an error.
 const MAX_STEPS: usize = 64;
@@ -158,7 +160,22 @@ async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error>
     use tracing::Instrument;
     let span =
         tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
-    reconcile(tunnel, ctx).instrument(span).await
+    let begun = Instant::now();
+    let outcome = reconcile(tunnel, ctx.clone()).instrument(span).await;
+    ctx.metrics.reconciled(begun.elapsed(), outcome.as_ref().err().map(kind));
+    outcome
+}
+
+/// What kind of failure the metrics count.
+fn kind(error: &Error) -> ReconcileError {
+    match error {
+        Error::Api { source: kube::Error::Api(status), .. } if status.code >= 500 => ReconcileError::Api5xx,
+        Error::Api { source: kube::Error::Api(_), .. } => ReconcileError::Api4xx,
+        Error::Api { .. } => ReconcileError::ApiNoAnswer,
+        Error::Timeout(_) => ReconcileError::ApiTimeout,
+        Error::Incomplete(_) => ReconcileError::Incomplete,
+        Error::Endless(..) => ReconcileError::Bug,
+    }
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //! `main` reads [`config`] and wires the parts. [`controller`] watches Tunnels ([`crd`]) and reconciles
 //! each in five steps; what is hard is in its pure step `decide`. What all Tunnels share stands beside
 //! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas) and [`poller`]
-//! (what AWS has). [`telemetry`] is what people and probes see.
+//! (what AWS has). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does.
 
 pub mod aws;
 pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod crd;
+pub mod metrics;
 pub mod pacer;
 pub mod poller;
 pub mod telemetry;

@@ -11,7 +11,9 @@ use opentunnel_operator::config::{Command, Run};
 use opentunnel_operator::controller::abandoned;
 use opentunnel_operator::controller::context::{Context, Parts};
 use opentunnel_operator::controller::observe::Limits;
+use opentunnel_operator::controller::scrape;
 use opentunnel_operator::controller::watch::{self, Watch};
+use opentunnel_operator::metrics::Metrics;
 use opentunnel_operator::{crd, telemetry};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -57,12 +59,13 @@ async fn run(flags: Run) -> Result<(), String> {
         .await
         .map_err(|e| format!("cannot listen on --http-addr {}: {e}; choose another address", flags.http_addr))?;
     let address = listener.local_addr().map_err(|e| format!("cannot listen: {e}"))?;
-    tracing::info!(%address, "serving /healthz and /readyz");
+    tracing::info!(%address, "serving /healthz and /readyz to probes, /metrics to Prometheus");
     let ready = Arc::new(AtomicBool::new(false));
-    let probes = tokio::spawn(telemetry::serve(listener, ready.clone()));
+    let metrics = Arc::new(Metrics::new());
+    let probes = tokio::spawn(telemetry::serve(listener, ready.clone(), metrics.clone()));
     tokio::pin!(stopped);
     let ctx = tokio::select! {
-        ctx = connect(&flags) => ctx?,
+        ctx = connect(&flags, metrics) => ctx?,
         () = &mut stopped => return Ok(()),
     };
     let (ctx, woken, to_close) = ctx;
@@ -85,6 +88,8 @@ async fn run(flags: Run) -> Result<(), String> {
         let waking = watch::wake(&told, woken);
         let serving = async {
             join_all(told.iter().map(Watch::synced)).await;
+            let scraped = (shared.clone(), told.clone());
+            shared.metrics.go_live(move || scrape::snapshot(&scraped.0, &scraped.1));
             ready.store(true, Ordering::Relaxed);
             tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
             tokio::time::sleep(GATHER).await;
@@ -119,7 +124,7 @@ type Connected = (
 );
 
 /// Finds the cluster and AWS, and says what to do where one is missing.
-async fn connect(flags: &Run) -> Result<Connected, String> {
+async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String> {
     let mut config = kube::Config::infer().await.map_err(|e| {
         format!("no Kubernetes cluster is configured ({e}): run in a Pod with a ServiceAccount, or set KUBECONFIG")
     })?;
@@ -139,7 +144,7 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
         Some(id) => id.clone(),
         None => cluster_id(&client).await?,
     };
-    let aws = Aws::from_env(flags.aws_timeout).await.map_err(|e| e.to_string())?;
+    let aws = Aws::from_env(flags.aws_timeout, metrics.clone()).await.map_err(|e| e.to_string())?;
     Ok(Context::new(Parts {
         client,
         aws,
@@ -149,6 +154,7 @@ async fn connect(flags: &Run) -> Result<Connected, String> {
         close_rate: flags.close_rate,
         poll_interval: flags.poll_interval,
         watch_secrets: flags.watch_secrets,
+        metrics,
     }))
 }
 

@@ -9,6 +9,7 @@
 
 use crate::tunnels::{CallError, CallErrorKind};
 use jiff::Timestamp;
+use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -63,6 +64,7 @@ pub struct Pacer {
     interval: Duration,
     state: Mutex<State>,
     changed: Notify,
+    waits: Histogram,
     wake: mpsc::UnboundedSender<Key>,
 }
 
@@ -85,6 +87,8 @@ struct State {
 #[derive(Clone, Copy)]
 struct Ticket {
     place: Place,
+    /// Since when it is in the queue. Whoever was refused by a limit begins to wait anew.
+    since: Instant,
     stage: Stage,
 }
 
@@ -103,9 +107,11 @@ struct Shut {
 }
 
 impl Pacer {
-    /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`.
-    pub fn new(rate: f64, wake: mpsc::UnboundedSender<Key>) -> Self {
-        Self { interval: Duration::from_secs_f64(MARGIN / rate), state: Mutex::default(), changed: Notify::new(), wake }
+    /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`; how long each call
+    /// waited for it goes into `waits`, in seconds.
+    pub fn new(rate: f64, waits: Histogram, wake: mpsc::UnboundedSender<Key>) -> Self {
+        let interval = Duration::from_secs_f64(MARGIN / rate);
+        Self { interval, state: Mutex::default(), changed: Notify::new(), waits, wake }
     }
 
     /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
@@ -144,6 +150,7 @@ impl Pacer {
         state.last_call = Some(now);
         if let Some(ticket) = state.tickets.get_mut(key) {
             ticket.stage = Stage::Calling(now);
+            self.waits.observe((now - ticket.since).as_secs_f64());
         }
         drop(state);
         // The next in the queue need not wait for the answer.
@@ -194,6 +201,11 @@ impl Pacer {
     /// The gate, if it is shut.
     pub fn gate(&self) -> Option<Gate> {
         self.lock().shut.as_ref().map(|shut| shut.gate.clone())
+    }
+
+    /// How many wait for their call.
+    pub fn depth(&self) -> usize {
+        self.lock().tickets.values().filter(|t| !matches!(t.stage, Stage::Calling(_))).count()
     }
 
     /// Waits for the turn of `key`, who is no Tunnel that could be woken.
@@ -247,7 +259,7 @@ enum Next {
 
 impl State {
     fn enqueue(&mut self, key: Key, place: Place) {
-        self.tickets.insert(key.clone(), Ticket { place, stage: Stage::Waiting });
+        self.tickets.insert(key.clone(), Ticket { place, since: Instant::now(), stage: Stage::Waiting });
         self.queues.entry(key.namespace.clone()).or_default().insert(place, key);
     }
 

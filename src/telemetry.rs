@@ -1,8 +1,10 @@
-//! What people and probes see: the log, and the HTTP server of the probes.
+//! What people and probes see: the log, and the HTTP server of probes and metrics.
 
 use crate::config::LogFormat;
+use crate::metrics::{self, Metrics};
 use axum::Router;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -40,11 +42,12 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Serves the probes: `/healthz` (the process answers) and `/readyz` (all watches are synced).
+/// Serves the probes, `/healthz` (the process answers) and `/readyz` (all watches are synced), and
+/// `/metrics` for Prometheus.
 ///
 /// # Errors
 /// The server ended.
-pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> std::io::Result<()> {
     let readyz = move || async move {
         if ready.load(Ordering::Relaxed) {
             (StatusCode::OK, "ok")
@@ -52,6 +55,13 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>) -> std::io::Re
             (StatusCode::SERVICE_UNAVAILABLE, "the watches are not synced yet")
         }
     };
-    let app = Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(readyz));
+    let scrape = move || async move {
+        let text = metrics.render().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+        Ok::<_, StatusCode>(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+    };
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape));
     axum::serve(listener, app).await
 }

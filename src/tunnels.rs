@@ -248,6 +248,47 @@ pub struct Heard {
     pub asked: Mono,
 }
 
+/// An operation that is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Opens a tunnel.
+    OpenTunnel,
+    /// Closes one.
+    CloseTunnel,
+    /// Makes new tokens.
+    RotateTunnelAccessToken,
+    /// Tells all of one tunnel.
+    DescribeTunnel,
+    /// Tells little of all tunnels.
+    ListTunnels,
+    /// Takes tags off.
+    UntagResource,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::OpenTunnel,
+        Self::CloseTunnel,
+        Self::RotateTunnelAccessToken,
+        Self::DescribeTunnel,
+        Self::ListTunnels,
+        Self::UntagResource,
+    ];
+
+    /// AWS's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OpenTunnel => "OpenTunnel",
+            Self::CloseTunnel => "CloseTunnel",
+            Self::RotateTunnelAccessToken => "RotateTunnelAccessToken",
+            Self::DescribeTunnel => "DescribeTunnel",
+            Self::ListTunnels => "ListTunnels",
+            Self::UntagResource => "UntagResource",
+        }
+    }
+}
+
 /// Why a call failed. The text is AWS's own, cut to 1 KiB, without control characters.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{message}")]

@@ -272,6 +272,9 @@ impl Act<'_> {
         if !self.patch("write its status", json!({}), Some(status::patch(&after))).await? {
             return Ok(());
         }
+        if matches!(change, Change::Adopted { .. }) {
+            self.ctx.metrics.adopted();
+        }
         let memory = &mut *self.memory;
         let rotation = |generation: &i64, mode, others_live, stage| {
             Some(Rotation { generation: *generation, mode, others_live, stage })

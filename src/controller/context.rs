@@ -9,9 +9,10 @@ use super::validate;
 use crate::aws::Aws;
 use crate::clock::{Mono, Now};
 use crate::crd::{MANAGER, Tunnel};
+use crate::metrics::Metrics;
 use crate::pacer::{Key, Pacer};
 use crate::poller::{self, Poller};
-use crate::tunnels::TunnelRef;
+use crate::tunnels::{Operation, TunnelRef};
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -56,6 +57,8 @@ pub struct Context {
     pub owned: Owned,
     /// Tunnels that are to be woken.
     pub wake: mpsc::UnboundedSender<Key>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A failed reconcile. It is tried again.
@@ -144,6 +147,8 @@ pub struct Parts {
     pub poll_interval: Duration,
     /// Secrets are watched. If not, each Tunnel looks at its own at every poll.
     pub watch_secrets: bool,
+    /// See [`Context::metrics`].
+    pub metrics: Arc<Metrics>,
 }
 
 /// AWS's quota for RotateTunnelAccessToken (Service Quotas: 10 a second).
@@ -155,7 +160,7 @@ impl Context {
         let start = Instant::now();
         let (wake, woken) = mpsc::unbounded_channel();
         let (abandoned, to_close) = mpsc::unbounded_channel();
-        let pacer = |rate| Arc::new(Pacer::new(rate, wake.clone()));
+        let pacer = |operation, rate| Arc::new(Pacer::new(rate, parts.metrics.waits(operation), wake.clone()));
         let poller = Poller::new(
             parts.aws.clone(),
             parts.cluster.clone(),
@@ -164,9 +169,9 @@ impl Context {
             wake.clone(),
         );
         let context = Self {
-            open: pacer(parts.open_rate),
-            close: pacer(parts.close_rate),
-            rotate: pacer(ROTATE_RATE),
+            open: pacer(Operation::OpenTunnel, parts.open_rate),
+            close: pacer(Operation::CloseTunnel, parts.close_rate),
+            rotate: pacer(Operation::RotateTunnelAccessToken, ROTATE_RATE),
             poller: Arc::new(poller),
             client: parts.client,
             aws: parts.aws,
@@ -178,6 +183,7 @@ impl Context {
             memories: Memories::default(),
             owned: Owned::default(),
             wake,
+            metrics: parts.metrics,
         };
         (Arc::new(context), woken, to_close)
     }

@@ -159,6 +159,11 @@ impl Watch {
         }
     }
 
+    /// The Tunnels that it shows.
+    pub fn tunnels(&self) -> Vec<Arc<Tunnel>> {
+        self.store.state()
+    }
+
     /// Whether it watches a namespace.
     fn covers(&self, namespace: &str) -> bool {
         self.namespace.as_deref().is_none_or(|n| n == namespace)

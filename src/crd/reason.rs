@@ -32,8 +32,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason, to read one back from a condition.
-    const ALL: [Self; 12] = [
+    /// Every reason.
+    pub const ALL: [Self; 12] = [
         Self::Open,
         Self::Opening,
         Self::LimitExceeded,

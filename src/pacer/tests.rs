@@ -1,6 +1,8 @@
 //! The queue, the gate and its probes, on a clock that is turned by hand.
 
 use super::*;
+use crate::metrics::Metrics;
+use crate::tunnels::Operation;
 use std::sync::Arc;
 
 fn key(namespace: &str, name: &str) -> Key {
@@ -8,8 +10,12 @@ fn key(namespace: &str, name: &str) -> Key {
 }
 
 fn pacer(rate: f64) -> (Arc<Pacer>, mpsc::UnboundedReceiver<Key>) {
+    counted_pacer(rate, &Metrics::new())
+}
+
+fn counted_pacer(rate: f64, metrics: &Metrics) -> (Arc<Pacer>, mpsc::UnboundedReceiver<Key>) {
     let (wake, woken) = mpsc::unbounded_channel();
-    let pacer = Arc::new(Pacer::new(rate, wake));
+    let pacer = Arc::new(Pacer::new(rate, metrics.waits(Operation::OpenTunnel), wake));
     let running = pacer.clone();
     tokio::spawn(async move { running.run().await });
     (pacer, woken)
@@ -21,6 +27,16 @@ fn limit() -> Result<(), CallError> {
 
 fn created(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
+}
+
+/// Who is granted the next turn: others are woken too, when the gate shuts.
+async fn woken_granted(pacer: &Pacer, woken: &mut mpsc::UnboundedReceiver<Key>) -> Key {
+    loop {
+        let key = woken.recv().await.unwrap();
+        if pacer.turn(&key) == Turn::Granted {
+            return key;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,4 +137,34 @@ async fn the_next_turn_does_not_wait_for_an_answer() {
     assert_eq!(woken.recv().await.unwrap().name, "2");
     let spaced = start.elapsed();
     assert!(spaced >= Duration::from_millis(1020) && spaced < Duration::from_millis(1100), "{spaced:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_tells_its_depth_and_how_long_each_call_waited() {
+    let metrics = Metrics::new();
+    let (pacer, mut woken) = counted_pacer(1.0, &metrics);
+    for second in 0..3 {
+        pacer.take(&key("a", &second.to_string()), created(second));
+    }
+    assert_eq!(pacer.depth(), 3);
+    let first = woken.recv().await.unwrap();
+    assert_eq!(pacer.depth(), 3, "its turn has come, its call has not");
+    pacer.begin(&first);
+    assert_eq!(pacer.depth(), 2, "a call that has left does not wait");
+    pacer.end(&first, &limit());
+    assert_eq!(pacer.depth(), 3, "refused by a limit it waits again");
+    let shut = tokio::time::Instant::now();
+    let probe = woken_granted(&pacer, &mut woken).await;
+    pacer.begin(&probe);
+    let waited = shut.elapsed().as_secs_f64();
+    pacer.end(&probe, &Ok(()));
+    assert_eq!(pacer.depth(), 2);
+    let text = metrics.render().unwrap();
+    let value = |suffix: &str| -> f64 {
+        let name = format!("opentunnel_queue_wait_seconds_{suffix}{{operation=\"OpenTunnel\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    assert_eq!(value("count"), 2.0);
+    // The first did not wait; its second try waited since the gate shut.
+    assert!((value("sum") - waited).abs() < 0.01, "{} and {waited}", value("sum"));
 }

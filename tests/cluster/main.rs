@@ -6,6 +6,7 @@ mod crd;
 mod end_of_life;
 mod main_job;
 mod matrix;
+mod metrics;
 mod pacing;
 mod recovery;
 mod secrecy;

@@ -186,10 +186,15 @@ impl Drop for Operator {
 
 /// The status of an HTTP GET; `None` while nobody answers.
 pub async fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    http_get(address, path).await?.split(' ').nth(1)?.parse().ok()
+}
+
+/// The answer to an HTTP GET, as it came; `None` while nobody answers.
+pub async fn http_get(address: SocketAddr, path: &str) -> Option<String> {
     let mut connection = TcpStream::connect(address).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     timeout(LIMIT, connection.read_to_string(&mut answer)).await.ok()?.ok()?;
-    answer.split(' ').nth(1)?.parse().ok()
+    Some(answer)
 }
