@@ -24,11 +24,11 @@ use std::time::Duration;
 /// The media type of [`Metrics::render`]: Prometheus' text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// From a quick answer to the default limit of one AWS call, in seconds.
+/// Upper bounds, from a quick answer to the default limit of one AWS call, in seconds.
 const CALL_BUCKETS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0];
-/// From a look that finds nothing to do to one that waits for an AWS call, in seconds.
+/// Upper bounds, from a look that finds nothing to do to one that waits for an AWS call, in seconds.
 const RECONCILE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0];
-/// From an empty queue to a full one that moves by one a second, in seconds.
+/// Upper bounds, from an empty queue to one of an hour, in seconds.
 const WAIT_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0];
 
 /// The operations that a pacer spaces.
@@ -181,12 +181,15 @@ impl Metrics {
         self.call_durations.get_or_create(&of(operation)).observe(took.as_secs_f64());
         let error = outcome.as_ref().err().map(|e| e.kind);
         self.calls.get_or_create(&call(operation, error)).0.inc();
-        match operation {
-            Operation::OpenTunnel if error.is_none() => self.opened.0.inc(),
-            Operation::CloseTunnel if error.is_none() => self.closed.0.inc(),
-            Operation::RotateTunnelAccessToken if error.is_none() => self.rotated.0.inc(),
+        let total = match operation {
+            Operation::OpenTunnel => &self.opened,
+            Operation::CloseTunnel => &self.closed,
+            Operation::RotateTunnelAccessToken => &self.rotated,
             _ => return,
         };
+        if error.is_none() {
+            total.0.inc();
+        }
     }
 
     /// A tunnel was adopted.
