@@ -10,15 +10,19 @@ CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 PROMTOOL_VERSION := v0.316.0
 export OPENTUNNEL_PROMTOOL := $(CACHE)/promtool-$(PROMTOOL_VERSION)/promtool
 
+# A change of its requirements makes another one.
+BOTOCORE_TESTS := emulator/tests/botocore
+BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix fmt clippy deny promtool go-test cluster clean prerequisites
+.PHONY: help demo test matrix fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites
 
 step = @printf '\n== %s\n'
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Built tools are kept in $(CACHE)"
 
 demo: prerequisites cluster ## Show the operator at work on a real API server (KEEP=1: and leave it running)
@@ -27,7 +31,7 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 	@python3 -B dev/demo
 
 # The tests on the control plane wait more than they compute: more threads than cores.
-test: prerequisites fmt clippy deny cluster promtool go-test ## All that CI checks
+test: prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
@@ -72,6 +76,15 @@ go-test:
 	$(step) "go vet, go test"
 	@go -C dev/cluster vet ./...
 	@go -C dev/cluster test -timeout 30m ./...
+
+emulator-botocore: $(BOTOCORE) ## Try the emulator with AWS's own Python client
+	$(step) "emulator, by botocore"
+	@cargo build -p secure-tunneling-emulator
+	@EMULATOR=$$(pwd)/target/debug/secure-tunneling-emulator $(BOTOCORE)/bin/python3 -B $(BOTOCORE_TESTS)
+
+$(BOTOCORE):
+	$(step) "boto3 in a Python environment: half a minute, the first time"
+	@$(BOTOCORE_TESTS)/prepare $@
 
 clean: ## Remove what cargo has built
 	@cargo clean

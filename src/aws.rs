@@ -1,7 +1,8 @@
 //! The AWS gateway: the only file that names the AWS SDK. Its types and errors end here.
 //!
 //! The SDK's retries are off: it takes LimitExceededException for throttling and would send
-//! OpenTunnel, which has no idempotency token, up to three times. Every call has a time limit.
+//! OpenTunnel, which has no idempotency token, up to three times. (Credentials may be asked for again:
+//! STS and the Pod Identity agent keep the SDK's retries.) Every call has a time limit.
 
 use crate::crd::{ClientMode, OWNER_TAG, State};
 use crate::metrics::Metrics;
@@ -57,16 +58,14 @@ impl Aws {
             .connect_timeout(timeout.min(Duration::from_secs(5)))
             .operation_timeout(timeout)
             .build();
-        let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts)
-            .load()
-            .await;
+        // The latest behaviour honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY; those before 2025-08-07 do not.
+        let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).timeout_config(timeouts).load().await;
         let region = config.region().ok_or(ConfigError::NoRegion)?.to_string();
         let credentials =
             config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
         credentials.provide_credentials().await.map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
-        Ok(Self { client: sdk::Client::new(&config), region, account: Arc::default(), metrics })
+        let own = sdk::config::Builder::from(&config).retry_config(RetryConfig::disabled()).build();
+        Ok(Self { client: sdk::Client::from_conf(own), region, account: Arc::default(), metrics })
     }
 
     /// The region that is served.

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod crd;
+pub mod kubernetes;
 pub mod metrics;
 pub mod pacer;
 pub mod poller;

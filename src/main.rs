@@ -14,7 +14,7 @@ use opentunnel_operator::controller::observe::Limits;
 use opentunnel_operator::controller::scrape;
 use opentunnel_operator::controller::watch::{self, Watch};
 use opentunnel_operator::metrics::Metrics;
-use opentunnel_operator::{crd, telemetry};
+use opentunnel_operator::{crd, kubernetes, telemetry};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -125,7 +125,7 @@ type Connected = (
 
 /// Finds the cluster and AWS, and says what to do where one is missing.
 async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String> {
-    let mut config = kube::Config::infer().await.map_err(|e| {
+    let mut config = kubernetes::infer().await.map_err(|e| {
         format!("no Kubernetes cluster is configured ({e}): run in a Pod with a ServiceAccount, or set KUBECONFIG")
     })?;
     // A write whose answer was lost must be judged, not sent again: see Context::client.
