@@ -1,5 +1,6 @@
 //! Tests of the operator's real program against a real API server, with AWS emulated.
 
+mod aws_access;
 mod costs;
 mod crash;
 mod crd;

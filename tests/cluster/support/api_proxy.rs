@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
 use axum::http::request::Parts;
-use axum::http::{Request as HttpRequest, Response, StatusCode, header};
+use axum::http::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
 use kube::Client;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -33,6 +33,7 @@ pub struct Request {
     pub query: String,
     /// As `OpenTunnel`, where AWS is called.
     pub operation: Option<String>,
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -40,6 +41,11 @@ impl Request {
     /// The body; `Null` where there is none.
     pub fn body(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// Whether it is a call of this operation of AWS's.
@@ -294,6 +300,7 @@ impl Shared {
             path: parts.uri.path().into(),
             query: parts.uri.query().unwrap_or_default().into(),
             operation: target.and_then(|target| Some(target.split_once('.')?.1.to_owned())),
+            headers: parts.headers.clone(),
             body,
         };
         Ok((request, parts))

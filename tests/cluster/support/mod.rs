@@ -4,7 +4,9 @@
 pub mod api_proxy;
 pub mod audit;
 pub mod aws_proxy;
+pub mod connect_proxy;
 pub mod control_plane;
+pub mod credentials;
 pub mod log;
 pub mod manifests;
 pub mod namespace;

@@ -1,0 +1,143 @@
+//! The ways to AWS: where credentials come from on EKS, proxies and endpoints, and what an IAM policy has
+//! to allow. As far as this can be tried without AWS.
+
+use crate::support::aws_proxy::AwsProxy;
+use crate::support::connect_proxy::ConnectProxy;
+use crate::support::control_plane::repository;
+use crate::support::credentials::{Credentials, key_id, session_token};
+use crate::support::operator::Settings;
+use crate::support::{LIMIT, World};
+use secure_tunneling_emulator::{Fault, FaultKind, Operation};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
+
+fn without_keys(settings: Settings) -> Settings {
+    settings.without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY")
+}
+
+/// A Tunnel gets Ready, each call signed with credentials of `source`; before these end, with newer ones.
+async fn signs_with(world: &World, settings: Settings, source: &Credentials) {
+    let recorder = AwsProxy::start(&world.aws, None).await;
+    let settings = settings.env("AWS_ENDPOINT_URL_IOTSECURETUNNELING", recorder.endpoint());
+    let _operator = world.operator_with(&settings).await;
+    assert!(source.given() >= 1, "credentials that cannot be loaded are told at start");
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    let signed_with = |number| {
+        recorder.count(|r| {
+            let key = format!("Credential={}/", key_id(number));
+            r.header("authorization").is_some_and(|a| a.contains(&key))
+                && r.header("x-amz-security-token") == Some(session_token(number).as_str())
+        })
+    };
+    let used = || (0..source.given()).filter(|number| signed_with(*number) > 0).count();
+    let deadline = Instant::now() + LIMIT;
+    while used() < 2 {
+        assert!(Instant::now() < deadline, "the poll is never signed with newer credentials");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let calls = recorder.count(|_| true);
+    let signed: usize = (0..source.given()).map(signed_with).sum();
+    assert!(signed >= calls, "{calls} calls, {signed} of them signed with what the source has given");
+}
+
+#[tokio::test]
+async fn with_irsa_it_signs_with_the_role_that_sts_gives_for_the_service_accounts_token() {
+    let world = World::new().await;
+    let sts = Credentials::start().await;
+    let token = world.file("token");
+    fs::write(&token, "the-service-accounts-token").expect("a file can be written");
+    // What EKS's webhook puts into the Pod.
+    let settings = without_keys(world.settings())
+        .env("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/opentunnel")
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", token)
+        .env("AWS_ENDPOINT_URL_STS", &sts.url);
+    signs_with(&world, settings, &sts).await;
+    let form = sts.shown();
+    assert!(form.contains("RoleArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fopentunnel"), "{form}");
+    assert!(form.contains("WebIdentityToken=the-service-accounts-token"), "{form}");
+}
+
+#[tokio::test]
+async fn with_pod_identity_it_signs_with_what_the_agent_gives() {
+    let world = World::new().await;
+    let agent = Credentials::start().await;
+    let token = world.file("token");
+    fs::write(&token, "the-service-accounts-token").expect("a file can be written");
+    // What EKS's webhook puts into the Pod; its agent is at 169.254.170.23.
+    let settings = without_keys(world.settings())
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", agent.url))
+        .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token);
+    signs_with(&world, settings, &agent).await;
+    assert_eq!(agent.shown(), "the-service-accounts-token");
+}
+
+/// Through the proxy, a Tunnel gets Ready at the endpoint `host`.
+async fn through_the_proxy(variables: &[(&str, &str)], host: &str) {
+    let world = World::new().await;
+    let proxy = ConnectProxy::start(world.aws.addr()).await;
+    let authority = world.file("pem");
+    fs::write(&authority, &proxy.authority).expect("a file can be written");
+    let settings = world.settings().without_env("AWS_ENDPOINT_URL");
+    let settings = settings.env("HTTPS_PROXY", &proxy.url).env("NO_PROXY", "127.0.0.1").env("SSL_CERT_FILE", authority);
+    let settings = variables.iter().fold(settings, |settings, (name, value)| settings.env(name, *value));
+    let _operator = world.operator_with(&settings.flag("--aws-timeout", "5s").flag("--recovery-grace", "11s")).await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    assert_eq!(proxy.asked(), [format!("{host}:443")], "AWS goes through the proxy, the API server does not");
+}
+
+#[tokio::test]
+async fn through_https_proxy_it_reaches_the_endpoint_of_its_region() {
+    through_the_proxy(&[], "api.tunneling.iot.us-east-1.amazonaws.com").await;
+    through_the_proxy(&[("AWS_REGION", "eu-central-1")], "api.tunneling.iot.eu-central-1.amazonaws.com").await;
+}
+
+#[tokio::test]
+async fn fips_and_vpc_endpoints_are_reached_where_the_environment_names_them() {
+    let fips = "api.tunneling.iot-fips.us-east-1.amazonaws.com";
+    through_the_proxy(&[("AWS_USE_FIPS_ENDPOINT", "true")], fips).await;
+    let vpc = "vpce-0a1b2c3d-4e5f.api.tunneling.iot.us-east-1.vpce.amazonaws.com";
+    let url = format!("https://{vpc}");
+    through_the_proxy(&[("AWS_ENDPOINT_URL_IOTSECURETUNNELING", &url)], vpc).await;
+}
+
+#[tokio::test]
+async fn the_iam_policy_allows_what_the_operator_calls_and_no_more() {
+    let world = World::new().await;
+    // Opens (one answer is lost: it is searched for), renews, closes, retains.
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::DropAfter).times(1)]);
+    let _operator = world.operator().await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    let retained = PLAIN.replace("{name: plain}}", "{name: kept}, spec: {deletionPolicy: Retain}}");
+    world.apply(&retained).await;
+    world.wait_ready("kept").await;
+    for name in ["plain", "kept"] {
+        world.delete(name).await;
+        world.wait_no_tunnel(name).await;
+    }
+    let called: BTreeSet<_> = world.aws.calls().into_iter().map(|call| format!("iot:{}", call.operation)).collect();
+
+    let policy = fs::read_to_string(repository().join("deploy/aws/iam-policy.json")).expect("a policy");
+    let policy: Value = serde_json::from_str(&policy).expect("JSON");
+    let statements = policy["Statement"].as_array().expect("statements");
+    let mut allowed = BTreeSet::new();
+    for statement in statements {
+        assert_eq!(statement["Effect"], "Allow");
+        match &statement["Action"] {
+            Value::String(action) => allowed.extend([action.clone()]),
+            actions => {
+                allowed.extend(actions.as_array().expect("actions").iter().map(|a| a.as_str().expect("text").into()))
+            }
+        }
+    }
+    // No call of its own: OpenTunnel carries tags.
+    assert!(allowed.remove("iot:TagResource"));
+    assert_eq!(allowed, called);
+}

@@ -1,0 +1,111 @@
+//! Where a Pod on EKS gets its AWS credentials from, played on this machine: STS (IRSA) and the Pod
+//! Identity agent.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// What it gives out lives that long; the SDK asks for new ones 10 s before.
+const LIFETIME: SignedDuration = SignedDuration::from_secs(15);
+
+struct Shared {
+    given: AtomicUsize,
+    /// What those who asked showed, the last one first.
+    shown: Mutex<Vec<String>>,
+}
+
+/// A running source of credentials: `ASIA0000` first, then `ASIA0001` and so on.
+pub struct Credentials {
+    shared: Arc<Shared>,
+    /// Its URL.
+    pub url: String,
+    server: JoinHandle<()>,
+}
+
+/// The access key ID of the n-th credentials.
+pub fn key_id(number: usize) -> String {
+    format!("ASIA{number:04}")
+}
+
+/// The session token of the n-th credentials.
+pub fn session_token(number: usize) -> String {
+    format!("session-{number}")
+}
+
+impl Credentials {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared { given: AtomicUsize::new(0), shown: Mutex::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let app = Router::new().route("/", post(sts)).route("/v1/credentials", get(pod_identity));
+        let app = app.with_state(shared.clone());
+        let server = tokio::spawn(async move {
+            let _ = axum::serve(listener, app).await;
+        });
+        Self { shared, url, server }
+    }
+
+    /// How often it was asked.
+    pub fn given(&self) -> usize {
+        self.shared.given.load(Ordering::Relaxed)
+    }
+
+    /// What the last one who asked showed: the form, or the Authorization header.
+    pub fn shown(&self) -> String {
+        let shown = self.shared.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.last().cloned().expect("somebody has asked")
+    }
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Shared {
+    /// The number of the next ones, and when they end.
+    fn next(&self, shown: String) -> (usize, Timestamp) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+        (self.given.fetch_add(1, Ordering::Relaxed), Timestamp::now() + LIFETIME)
+    }
+}
+
+/// AssumeRoleWithWebIdentity of AWS STS, API version 2011-06-15.
+async fn sts(State(shared): State<Arc<Shared>>, form: String) -> Response {
+    if !form.contains("Action=AssumeRoleWithWebIdentity") {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    let (number, end) = shared.next(form);
+    let (key, token) = (key_id(number), session_token(number));
+    format!(
+        r#"<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>
+<SessionToken>{token}</SessionToken><Expiration>{end:.0}</Expiration></Credentials>
+<AssumedRoleUser><Arn>arn:aws:sts::123456789012:assumed-role/opentunnel/o</Arn><AssumedRoleId>A:o</AssumedRoleId></AssumedRoleUser>
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"#
+    )
+    .into_response()
+}
+
+/// The Pod Identity agent's answer.
+async fn pod_identity(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let Some(shown) = headers.get("authorization").and_then(|value| value.to_str().ok()) else {
+        return StatusCode::UNAUTHORIZED.into_response();
+    };
+    let (number, end) = shared.next(shown.to_owned());
+    let credentials = json!({
+        "AccessKeyId": key_id(number), "SecretAccessKey": "s", "Token": session_token(number),
+        "AccountId": "123456789012", "Expiration": format!("{end:.0}"),
+    });
+    axum::Json(credentials).into_response()
+}
