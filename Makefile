@@ -14,10 +14,13 @@ export OPENTUNNEL_PROMTOOL := $(CACHE)/promtool-$(PROMTOOL_VERSION)/promtool
 BOTOCORE_TESTS := emulator/tests/botocore
 BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
 
+# Its tag is the version that deploy/ names.
+IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites
+.PHONY: help demo test matrix image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -37,6 +40,11 @@ test: prerequisites fmt clippy deny cluster promtool go-test emulator-botocore #
 
 matrix: cluster ## Print the matrix: each life of a Tunnel, killed at every request (docs/testing.md)
 	@cargo test --test cluster -- matrix:: --nocapture
+
+image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
+	@for engine in docker podman buildah; do \
+		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(IMAGE) .; fi; \
+	done; echo "docker, podman or buildah is needed, and running"; exit 1
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"

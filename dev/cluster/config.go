@@ -110,6 +110,8 @@ func apiserverArgs(port int) []string {
 		"--tls-cert-file=" + fileServingCert,
 		"--tls-private-key-file=" + fileServingKey,
 		"--authorization-mode=Node,RBAC",
+		// As on OpenShift: blockOwnerDeletion takes the right to update the owner's finalizers.
+		"--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
 		"--token-auth-file=" + fileTokens,
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + fileServiceAccountKey,
@@ -123,14 +125,15 @@ func apiserverArgs(port int) []string {
 	}
 }
 
-// controllerManagerArgs choose the controllers that make deletion and
-// namespaces behave as in a real cluster. There are no nodes: nothing that
+// controllerManagerArgs choose the controllers that make deletion, namespaces
+// and aggregated ClusterRoles behave as in a real cluster. There are no nodes: nothing that
 // makes Pods is of use. Each controller has its own account and rights.
 func controllerManagerArgs() []string {
 	return []string{
 		"--kubeconfig=" + fileControllerKubeconfig,
 		"--controllers=garbage-collector-controller,namespace-controller," +
-			"serviceaccount-controller,root-ca-certificate-publisher-controller",
+			"serviceaccount-controller,root-ca-certificate-publisher-controller," +
+			"clusterrole-aggregation-controller",
 		"--use-service-account-credentials",
 		"--root-ca-file=" + fileCA,
 		"--leader-elect=false",

@@ -73,8 +73,8 @@ def start(processes):
     aws("PUT", "quotas", AWS_QUOTAS | {"maxOpenTunnels": MAX_OPEN_TUNNELS})
     say(f"    {aws.endpoint}, 1 OpenTunnel and 1 CloseTunnel a second")
 
-    step("The operator, with the rights of deploy/rbac.yaml and no others")
-    kubectl("apply", "-f", str(ROOT / "deploy/rbac.yaml"))
+    step("deploy/ is applied. There are no nodes: the operator runs here, as its ServiceAccount and with its rights")
+    kubectl("apply", "-k", str(ROOT / "deploy"))
     kubectl("create", "namespace", NAMESPACE)
     log = directory / "operator.log"
     processes.start(

@@ -8,7 +8,7 @@ use super::world::CREDENTIAL_ID;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde::Deserialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -56,9 +56,10 @@ struct User {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Object {
     namespace: String,
+    api_group: String,
     resource: String,
     subresource: String,
     name: String,
@@ -96,6 +97,28 @@ pub async fn writes(namespace: &Namespace) -> Vec<Write> {
 pub async fn writes_by(namespace: &Namespace, credential: &str) -> Vec<Write> {
     settled(namespace).await;
     select(|entry| entry.credentials.iter().any(|id| id == credential))
+}
+
+/// The rights that were used under a credential, as RBAC writes them: `patch opentunnel.dev/tunnels/status`,
+/// `get /namespaces/kube-system`. What was refused is not in it. `namespace` is any.
+pub async fn rights_used(namespace: &Namespace, credential: &str) -> BTreeSet<String> {
+    settled(namespace).await;
+    let log = ControlPlane::get().audit_log_from(0);
+    let lines = log.lines().filter(|line| line.contains(credential));
+    let lines = lines.filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let by = |line: &Line| line.user.extra.get(CREDENTIAL_ID).is_some_and(|ids| ids.iter().any(|id| id == credential));
+    lines
+        .filter(by)
+        .filter(|line| line.response_status.as_ref().is_some_and(|status| status.code != 403))
+        .filter_map(|line| Some((line.verb, line.object_ref?)))
+        .map(|(verb, o)| {
+            // A request for a namespace counts as one in it.
+            let clusters = o.namespace.is_empty() || o.resource == "namespaces";
+            let named = if clusters && !o.name.is_empty() { format!("/{}", o.name) } else { String::new() };
+            let sub = if o.subresource.is_empty() { String::new() } else { format!("/{}", o.subresource) };
+            format!("{verb} {}/{}{sub}{named}", o.api_group, o.resource)
+        })
+        .collect()
 }
 
 fn select(is: impl Fn(&Entry) -> bool) -> Vec<Write> {

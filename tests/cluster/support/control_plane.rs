@@ -10,8 +10,8 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{env, fs, io};
 
-/// The namespace of the operator's ServiceAccount, see `deploy/rbac.yaml`.
-const SYSTEM_NAMESPACE: &str = "opentunnel-system";
+/// The operator's namespace, see `deploy/`.
+pub const SYSTEM_NAMESPACE: &str = "opentunnel-system";
 /// The operator's ServiceAccount.
 const SERVICE_ACCOUNT: &str = "opentunnel-operator";
 
@@ -96,16 +96,20 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Makes the operator's ServiceAccount and its rights, and a kubeconfig of it.
+    /// Applies `deploy/`, and makes a kubeconfig of the operator's ServiceAccount.
     fn grant(&self) -> Result<(), String> {
-        let rbac = repository().join("deploy/rbac.yaml");
-        output_of(self.kubectl().arg("apply").arg("-f").arg(rbac))?;
+        output_of(self.kubectl().args(["apply", "-k"]).arg(repository().join("deploy")))?;
         self.write_operator_kubeconfig(&self.operator_kubeconfig)
     }
 
     /// Writes a kubeconfig of the operator's ServiceAccount, with a token that nobody else has.
     pub fn write_operator_kubeconfig(&self, path: &Path) -> Result<(), String> {
-        let create = ["create", "token", SERVICE_ACCOUNT, "--duration=24h", "-n", SYSTEM_NAMESPACE];
+        self.write_kubeconfig(SYSTEM_NAMESPACE, SERVICE_ACCOUNT, path)
+    }
+
+    /// Writes a kubeconfig with a new token of a ServiceAccount.
+    pub fn write_kubeconfig(&self, namespace: &str, account: &str, path: &Path) -> Result<(), String> {
+        let create = ["create", "token", account, "--duration=24h", "-n", namespace];
         let token = output_of(self.kubectl().args(create))?;
         let view = output_of(self.kubectl().args(["config", "view", "--raw", "-o", "json"]))?;
         let mut kubeconfig: Value = serde_json::from_str(&view).map_err(|e| e.to_string())?;

@@ -9,6 +9,7 @@ use super::operator::{Operator, Settings};
 use super::tap::Tap;
 use secure_tunneling_emulator::{Config, Emulator, Quotas};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -99,6 +100,13 @@ impl World {
     pub async fn writes_by(&self, identity: &Identity) -> Vec<Write> {
         let mut writes = audit::writes_by(self, &identity.credential).await;
         writes.split_off(1) // the first is our own question what the credential's ID is
+    }
+
+    /// All rights that were used under an identity, but for our own question who it is.
+    pub async fn rights_used_by(&self, identity: &Identity) -> BTreeSet<String> {
+        let mut rights = audit::rights_used(self, &identity.credential).await;
+        rights.remove("create authentication.k8s.io/selfsubjectreviews");
+        rights
     }
 
     /// A name for a file of an operator's: it has the operator's number.

@@ -1,0 +1,24 @@
+# The operator's image: the program, what it needs of glibc, and the CA certificates that it checks AWS by.
+# `make image` builds it with docker, podman or buildah.
+ARG RUST=1.95.0
+FROM docker.io/library/rust:${RUST}-slim-bookworm AS build
+ARG RUST
+# This image has it; rust-toolchain.toml would have the formatter and the linter fetched, too.
+ENV RUSTUP_TOOLCHAIN=${RUST}
+WORKDIR /source
+COPY . .
+# The crates and what was compiled stay for the next build, outside of the image.
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/source/target \
+    cargo build --locked --profile image --package opentunnel-operator && \
+    mkdir /image && cp target/image/opentunnel-operator /image/
+# The libraries and the loader, where the program looks for them.
+RUN ldd /image/opentunnel-operator | grep -o '/[^ ]*' | \
+        xargs cp --parents --dereference --target-directory=/image /etc/ssl/certs/ca-certificates.crt
+
+FROM scratch
+COPY --from=build /image /
+# A number: the kubelet cannot tell of a name that it is not root's.
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/opentunnel-operator"]
+CMD ["run"]
