@@ -3,6 +3,7 @@
 use super::api_proxy::ApiProxy;
 use super::control_plane::ControlPlane;
 use super::world::Identity;
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -85,7 +86,9 @@ impl Settings {
 
     /// The command line, and the environment.
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_opentunnel-operator"));
+        // OPENTUNNEL_OPERATOR_BIN: another build's, as the image's.
+        let built = || env!("CARGO_BIN_EXE_opentunnel-operator").into();
+        let mut command = Command::new(env::var_os("OPENTUNNEL_OPERATOR_BIN").unwrap_or_else(built));
         command.arg("run").env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
         command.args(self.flags.iter().map(|(name, value)| format!("{name}={value}")));
         command.stdin(Stdio::null());
