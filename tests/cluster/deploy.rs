@@ -154,3 +154,29 @@ fn the_pods_in_the_readme_are_the_examples() {
         assert!(readme.contains(&format!("```yaml\n{example}```")), "README.md does not show {file} as it is");
     }
 }
+
+#[tokio::test]
+async fn the_kustomization_in_the_readme_sets_the_image_and_the_region() {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let text = readme.split("```yaml\n").find(|block| block.starts_with("apiVersion: kustomize")).expect("one");
+    let text = text.split("```").next().expect("its end");
+    let world = World::new().await;
+    let dir = world.file("d");
+    // A checkout in place of the URL; kustomize takes relative paths alone.
+    let up = "../".repeat(dir.components().count() - 1);
+    let deploy = format!("{up}{}", repository().join("deploy").display().to_string().trim_start_matches('/'));
+    let url = "https://your.git/opentunnel-operator//deploy?ref=v0.1.0";
+    assert!(text.contains(url));
+    fs::create_dir(&dir).expect("a directory can be made");
+    fs::write(dir.join("kustomization.yaml"), text.replace(url, &deploy)).expect("a file can be written");
+    let apply = ["apply", "--dry-run=server", "-o", "json", "-n", SYSTEM_NAMESPACE, "-k"];
+    let said = world.kubectl(&[&apply[..], &[dir.to_str().expect("a path")]].concat()).await;
+    assert!(said.ok, "{}", said.err);
+    let list: Value = serde_json::from_str(&said.out).expect("JSON");
+    let items = list["items"].as_array().expect("a list");
+    let of = |kind: &str| items.iter().find(|o| o["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"));
+    assert_eq!(of("ConfigMap")["data"]["AWS_REGION"], "eu-central-1");
+    let container = &of("Deployment")["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["image"], "registry.example.com/opentunnel-operator:0.1.0");
+    assert_eq!(container["env"][0]["valueFrom"]["configMapKeyRef"]["name"], of("ConfigMap")["metadata"]["name"]);
+}
