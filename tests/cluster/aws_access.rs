@@ -108,6 +108,37 @@ async fn fips_and_vpc_endpoints_are_reached_where_the_environment_names_them() {
 }
 
 #[tokio::test]
+async fn a_server_that_no_known_authority_vouches_for_gets_nothing() {
+    let world = World::new().await;
+    let proxy = ConnectProxy::start(world.aws.addr()).await;
+    let settings = world.settings().without_env("AWS_ENDPOINT_URL").env("HTTPS_PROXY", &proxy.url);
+    let _operator = world.operator_with(&settings.env("NO_PROXY", "127.0.0.1")).await;
+    world.apply(PLAIN).await;
+    world.wait_condition("plain", ("Ready", "False", "AwsUnavailable")).await;
+    assert_eq!(proxy.asked(), ["api.tunneling.iot.us-east-1.amazonaws.com:443"]);
+    assert_eq!(world.aws.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn what_no_proxy_names_is_reached_without_one_and_nothing_else() {
+    let world = World::new().await;
+    let proxy = ConnectProxy::start(world.aws.addr()).await;
+    // The emulator and the API server.
+    let settings = world.settings().env("HTTPS_PROXY", &proxy.url).env("NO_PROXY", "127.0.0.1");
+    let operator = world.operator_with(&settings).await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    assert!(proxy.asked().is_empty());
+    operator.kill();
+
+    // The API server of a kubeconfig goes through it, as with kubectl, where NO_PROXY does not name it.
+    let mut operator = world.spawn(&settings.without_env("NO_PROXY"));
+    assert!(!operator.end().await.success(), "behind this proxy there is no API server");
+    let asked = proxy.asked();
+    assert!(matches!(&asked[..], [one] if one.starts_with("127.0.0.1:")), "{asked:?}");
+}
+
+#[tokio::test]
 async fn the_iam_policy_allows_what_the_operator_calls_and_no_more() {
     let world = World::new().await;
     // Opens (one answer is lost: it is searched for), renews, closes, retains.
