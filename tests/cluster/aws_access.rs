@@ -123,8 +123,9 @@ async fn a_server_that_no_known_authority_vouches_for_gets_nothing() {
 async fn what_no_proxy_names_is_reached_without_one_and_nothing_else() {
     let world = World::new().await;
     let proxy = ConnectProxy::start(world.aws.addr()).await;
-    // The emulator and the API server.
-    let settings = world.settings().env("HTTPS_PROXY", &proxy.url).env("NO_PROXY", "127.0.0.1");
+    // The API server, and the emulator, which speaks plain HTTP.
+    let settings = world.settings().env("HTTPS_PROXY", &proxy.url).env("HTTP_PROXY", &proxy.url);
+    let settings = settings.env("NO_PROXY", "127.0.0.1");
     let operator = world.operator_with(&settings).await;
     world.apply(PLAIN).await;
     world.wait_ready("plain").await;
