@@ -65,6 +65,8 @@ async fn who_may_edit_or_view_a_namespace_may_do_so_with_its_tunnels_but_not_wit
         };
         let told = line.strip_prefix("tunnels.opentunnel.dev [] [] ").unwrap_or_else(|| panic!("{role}: {line}"));
         assert_eq!(set(told), set(verbs), "{role}");
+        let tokens = world.kubectl(&["auth", "can-i", "get", "secrets", "--as", &user]).await;
+        assert_eq!(tokens.out.trim(), if role == "view" { "no" } else { "yes" }, "{role} and Secrets");
     }
 }
 
