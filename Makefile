@@ -20,7 +20,7 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites
+.PHONY: help demo test matrix image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -34,7 +34,7 @@ demo: prerequisites cluster ## Show the operator at work on a real API server (K
 	@python3 -B dev/demo
 
 # The tests on the control plane wait more than they compute: more threads than cores.
-test: prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
+test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
@@ -99,3 +99,6 @@ clean: ## Remove what cargo has built
 
 prerequisites:
 	@dev/prerequisites
+
+test-prerequisites:
+	@dev/prerequisites test

@@ -177,3 +177,36 @@ async fn a_deletion_an_end_and_a_lost_secret_cost_what_they_must() {
     let expected = ["OpenTunnel", "OpenTunnel", "RotateTunnelAccessToken", "CloseTunnel"];
     assert_eq!(calls(&world), expected);
 }
+
+#[tokio::test]
+async fn a_secret_more_and_one_of_two_that_is_lost_cost_what_they_must() {
+    let world = World::new().await;
+    let identity = world.identity().await;
+    let _operator = world.operator_with(&world.settings().with_identity(&identity)).await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    world.wait_event("plain", "Normal Opened").await;
+    let before = writes(&world, &identity).await.len();
+    // A side that the present one holds.
+    let two = PLAIN.replace("{name: plain}}", "{name: plain}, spec: {secrets: [{name: plain-tokens}, {name: more}]}}");
+    world.apply(&two).await;
+    world.wait_event("plain", "Normal SecretsUpdated").await;
+    let more = ["create secrets", "create secrets", "patch tunnels/status", "create events"];
+    assert_eq!(writes(&world, &identity).await[before..], more, "a trial, the Secret, the status, the Event");
+
+    let other = two.replace("plain", "other").replace("name: more", "name: third");
+    world.apply(&other).await;
+    world.wait_ready("other").await;
+    world.wait_event("other", "Normal Opened").await;
+    let before = writes(&world, &identity).await.len();
+    world.secrets().delete("third", &Default::default()).await.expect("it is there");
+    world.wait_event("other", "Normal TokensRotated").await;
+    let claim = "patch tunnels/status";
+    let lost = ["create secrets", claim, "update secrets", "create secrets", "patch tunnels/status", "create events"];
+    assert_eq!(
+        writes(&world, &identity).await[before..],
+        lost,
+        "a trial, the claim, each Secret, the status, the Event"
+    );
+    assert_eq!(calls(&world), ["OpenTunnel", "OpenTunnel", "RotateTunnelAccessToken"]);
+}

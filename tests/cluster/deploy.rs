@@ -11,6 +11,7 @@ use kube::api::PostParams;
 use opentunnel_operator::config::{Command, Run};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 
 /// Runs `kubectl ARGS deploy/`; returns what it prints.
 async fn kubectl_deploy(world: &World, args: &[&str]) -> String {
@@ -163,11 +164,12 @@ async fn the_kustomization_in_the_readme_sets_the_image_and_the_region() {
     let world = World::new().await;
     let dir = world.file("d");
     // A checkout in place of the URL; kustomize takes relative paths alone.
-    let up = "../".repeat(dir.components().count() - 1);
-    let deploy = format!("{up}{}", repository().join("deploy").display().to_string().trim_start_matches('/'));
+    fs::create_dir(&dir).expect("a directory can be made");
+    let real = |path: &Path| path.canonicalize().expect("it is there");
+    let up = "../".repeat(real(&dir).components().count() - 1);
+    let deploy = format!("{up}{}", real(&repository().join("deploy")).display().to_string().trim_start_matches('/'));
     let url = "https://your.git/opentunnel-operator//deploy?ref=v0.1.0";
     assert!(text.contains(url));
-    fs::create_dir(&dir).expect("a directory can be made");
     fs::write(dir.join("kustomization.yaml"), text.replace(url, &deploy)).expect("a file can be written");
     let apply = ["apply", "--dry-run=server", "-o", "json", "-n", SYSTEM_NAMESPACE, "-k"];
     let said = world.kubectl(&[&apply[..], &[dir.to_str().expect("a path")]].concat()).await;

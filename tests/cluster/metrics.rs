@@ -119,7 +119,6 @@ async fn the_metrics_say_what_the_call_log_and_the_tunnels_say() {
     world.apply(&plain("first")).await;
     world.wait_ready("first").await;
     world.secrets().delete("first-tokens", &DeleteParams::default()).await.expect("it is there");
-    world.kubectl(&["label", "tunnel", "first", "look=again"]).await;
     world.wait_for("first", "rotated", |t| status(t).token_generation == Some(2)).await;
     world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::DropAfter).times(1)]);
     world.apply(&plain("lost")).await;
