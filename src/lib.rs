@@ -4,7 +4,8 @@
 //! `main` reads [`config`] and wires the parts. [`controller`] watches Tunnels ([`crd`]) and reconciles
 //! each in five steps; what is hard is in its pure step `decide`. What all Tunnels share stands beside
 //! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas) and [`poller`]
-//! (what AWS has). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does.
+//! (what AWS has). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does;
+//! [`kubernetes`] is the way to the API server.
 
 pub mod aws;
 pub mod clock;
