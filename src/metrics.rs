@@ -2,7 +2,7 @@
 //!
 //! Labels are bounded by their type: a value is a `&'static str`, so it stands in the code, and no name,
 //! ID or message of anybody's can become one. What can be read off when it is asked for is not kept here
-//! ([`live`]). Every series is there from the start, with 0: a counter that first shows up with 1 hides
+//! (`live`). Every series is there from the start, with 0: a counter that first shows up with 1 hides
 //! its first increase.
 
 mod live;

@@ -45,19 +45,19 @@ pub enum Decision {
     },
     /// Create or update a Secret with the tokens of the answer.
     WriteSecret {
-        /// Which of [`Desired::secrets`].
+        /// Which of [`Desired::secrets`](super::validate::Desired::secrets).
         index: usize,
         /// The generation of the tokens.
         generation: i64,
     },
     /// Delete a Secret of this Tunnel's.
     DeleteSecret {
-        /// Which of [`Desired::secrets`]; beyond them, of those that are wanted no more.
+        /// Which of [`Desired::secrets`](super::validate::Desired::secrets); beyond them, of those that are wanted no more.
         index: usize,
     },
     /// Ask the API server whether it would take a Secret, before what the others hold is revoked.
     TryCreate {
-        /// Which of [`Desired::secrets`].
+        /// Which of [`Desired::secrets`](super::validate::Desired::secrets).
         index: usize,
     },
     /// Take the live tokens out of the Secrets that hold them, for those that want them too.
