@@ -24,6 +24,8 @@ fn without_keys(settings: Settings) -> Settings {
 async fn signs_with(world: &World, settings: Settings, source: &Credentials) {
     let recorder = AwsProxy::start(&world.aws, None).await;
     let settings = settings.env("AWS_ENDPOINT_URL_IOTSECURETUNNELING", recorder.endpoint());
+    // The source fails first: that the SDK asks again may take it a second.
+    let settings = settings.flag("--aws-timeout", "5s").flag("--recovery-grace", "11s");
     let _operator = world.operator_with(&settings).await;
     assert!(source.given() >= 1, "credentials that cannot be loaded are told at start");
     world.apply(PLAIN).await;

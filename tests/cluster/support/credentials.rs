@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -17,12 +17,15 @@ use tokio::task::JoinHandle;
 const LIFETIME: SignedDuration = SignedDuration::from_secs(15);
 
 struct Shared {
+    /// The first who asks is told that it fails.
+    failed: AtomicBool,
     given: AtomicUsize,
     /// What those who asked showed, the last one first.
     shown: Mutex<Vec<String>>,
 }
 
-/// A running source of credentials: `ASIA0000` first, then `ASIA0001` and so on.
+/// A running source of credentials: `ASIA0000` first, then `ASIA0001` and so on. The first request fails with a
+/// 500, as such a service may at any time.
 pub struct Credentials {
     shared: Arc<Shared>,
     /// Its URL.
@@ -43,7 +46,8 @@ pub fn session_token(number: usize) -> String {
 impl Credentials {
     /// Starts one.
     pub async fn start() -> Self {
-        let shared = Arc::new(Shared { given: AtomicUsize::new(0), shown: Mutex::default() });
+        let shared =
+            Arc::new(Shared { failed: AtomicBool::new(false), given: AtomicUsize::new(0), shown: Mutex::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let app = Router::new().route("/", post(sts)).route("/v1/credentials", get(pod_identity));
@@ -73,6 +77,10 @@ impl Drop for Credentials {
 }
 
 impl Shared {
+    fn fails(&self) -> bool {
+        !self.failed.swap(true, Ordering::Relaxed)
+    }
+
     /// The number of the next ones, and when they end.
     fn next(&self, shown: String) -> (usize, Timestamp) {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
@@ -84,6 +92,9 @@ impl Shared {
 async fn sts(State(shared): State<Arc<Shared>>, form: String) -> Response {
     if !form.contains("Action=AssumeRoleWithWebIdentity") {
         return StatusCode::BAD_REQUEST.into_response();
+    }
+    if shared.fails() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let (number, end) = shared.next(form);
     let (key, token) = (key_id(number), session_token(number));
@@ -102,6 +113,9 @@ async fn pod_identity(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> 
     let Some(shown) = headers.get("authorization").and_then(|value| value.to_str().ok()) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
+    if shared.fails() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     let (number, end) = shared.next(shown.to_owned());
     let credentials = json!({
         "AccessKeyId": key_id(number), "SecretAccessKey": "s", "Token": session_token(number),
