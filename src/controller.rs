@@ -6,6 +6,7 @@ pub mod context;
 pub mod decide;
 pub mod decision;
 pub mod memories;
+pub mod memory;
 pub mod observe;
 pub mod owned;
 pub mod scrape;

@@ -5,7 +5,7 @@ mod secret;
 use super::context::{Context, Error, View};
 use super::decide::failure_reason;
 use super::decision::{Change, Decision, Need, Wait};
-use super::observe::{Answer, AnswerOf, Failure, Memory, Rotation, RotationStage};
+use super::observe::{Answer, AnswerOf, Failure, Memory};
 use super::secrets;
 use super::status::{self, Note};
 use super::validate::Desired;
@@ -68,10 +68,7 @@ impl Act<'_> {
                 self.patch("take its finalizer off", json!({"finalizers": finalizers}), None).await?;
                 self.memory.answer = None;
             }
-            Decision::Forget => {
-                self.forget_rotation();
-                self.memory.answer = None;
-            }
+            Decision::Forget => self.memory.drop_answer(),
             Decision::Abandon(tunnel) => {
                 tracing::warn!(tunnel_id = %tunnel.id, "closing a tunnel that was opened in vain");
                 let _ = self.ctx.abandoned.send((self.desired.key.clone(), tunnel));
@@ -111,12 +108,11 @@ impl Act<'_> {
     async fn claim(&mut self, given: Option<Attempt>) -> Result<(), Error> {
         let new = given.is_none();
         let attempt = given.unwrap_or_else(Attempt::random);
-        // Noted before it is written: whoever reads it back after an unclear answer knows it for its own.
-        self.memory.attempt = Some(attempt.clone());
+        self.memory.claiming(attempt.clone());
         let intent = format!("{}/{attempt}", self.desired.key.uid);
         let metadata = json!({"finalizers": self.finalizers(true), "annotations": {OPENING_ANNOTATION: intent}});
-        if self.patch("claim the opening", metadata, None).await? && new {
-            self.memory.open_doubt = None;
+        if self.patch("claim the opening", metadata, None).await? {
+            self.memory.claimed(new);
         }
         Ok(())
     }
@@ -132,7 +128,7 @@ impl Act<'_> {
             uid: key.uid.clone(),
             attempt: attempt.clone(),
         };
-        self.memory.open_doubt = Some(self.ctx.mono());
+        self.memory.opening(self.ctx.mono());
         self.ctx.open.begin(key);
         let outcome = self.ctx.aws.open(&self.desired.request, &owner).await;
         self.ctx.open.end(key, &outcome);
@@ -142,25 +138,19 @@ impl Act<'_> {
                 self.answered(AnswerOf::Open(attempt), tunnel, tokens);
             }
             Err(error) => {
-                if error.kind != CallErrorKind::Doubt {
-                    self.memory.open_doubt = None;
-                }
+                self.memory.open_failed(error.kind);
                 self.failed("OpenTunnel", error);
             }
         }
     }
 
     async fn rotate(&mut self, tunnel: &TunnelId, mode: ClientMode, generation: i64) {
-        let called = self.ctx.mono();
-        let others_live = self.memory.rotation.is_some_and(|r| r.others_live);
-        let rotation = |stage| Some(Rotation { generation, mode, others_live, stage });
-        self.memory.rotation = rotation(RotationStage::Doubt(called));
+        let others_live = self.memory.rotating(generation, mode, self.ctx.mono());
         self.ctx.rotate.begin(&self.desired.key);
         let outcome = self.ctx.aws.rotate(tunnel, mode, self.desired.request.destination.as_ref()).await;
         self.ctx.rotate.end(&self.desired.key, &outcome);
-        if self.ctx.mono() > called + self.ctx.limits.aws_timeout {
-            self.memory.late_rotation = Some(generation);
-        }
+        let failed = outcome.as_ref().err().map(|error| error.kind);
+        self.memory.rotate_ended(failed, &self.ctx.limits, self.ctx.mono());
         match (outcome, &self.desired.record.tunnel) {
             (Ok(tokens), Some(recorded)) => {
                 let tunnel = recorded.tunnel.clone();
@@ -168,12 +158,7 @@ impl Act<'_> {
                 self.answered(AnswerOf::Rotate(generation), tunnel, tokens);
             }
             (Ok(_), None) => {}
-            (Err(error), _) => {
-                if error.kind != CallErrorKind::Doubt {
-                    self.memory.rotation = rotation(RotationStage::Claimed);
-                }
-                self.failed("RotateTunnelAccessToken", error);
-            }
+            (Err(error), _) => self.failed("RotateTunnelAccessToken", error),
         }
     }
 
@@ -191,8 +176,7 @@ impl Act<'_> {
     }
 
     fn answered(&mut self, of: AnswerOf, tunnel: TunnelRef, tokens: Tokens) {
-        self.memory.failure = None;
-        self.memory.answer = Some(Answer { of, tunnel, tokens, at: self.ctx.mono(), wall: Timestamp::now() });
+        self.memory.answered(Answer { of, tunnel, tokens, at: self.ctx.mono(), wall: Timestamp::now() });
     }
 
     async fn close(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
@@ -232,12 +216,7 @@ impl Act<'_> {
             Err(e) => self.failed(operation, e),
             Ok(()) => {
                 tracing::info!(tunnel_id = %tunnel.id, "the tunnel {what}");
-                self.memory.failure = None;
-                self.memory.closed.push(tunnel.id.clone());
-                // What the own call opened is known, and closed: nothing else can have come of it.
-                if self.memory.answer.as_ref().is_some_and(|a| a.tunnel.id == tunnel.id) {
-                    self.memory.open_doubt = None;
-                }
+                self.memory.parted(&tunnel.id);
                 let note = Note { warning: false, reason: reason.into(), note: format!("tunnel {} {what}", tunnel.id) };
                 self.ctx.event(&self.view.tunnel, note).await;
             }
@@ -275,49 +254,9 @@ impl Act<'_> {
         if matches!(change, Change::Adopted { .. }) {
             self.ctx.metrics.adopted();
         }
-        let memory = &mut *self.memory;
-        let rotation = |generation: &i64, mode, others_live, stage| {
-            Some(Rotation { generation: *generation, mode, others_live, stage })
-        };
-        match change {
-            Change::Opened { .. } | Change::Rotated | Change::Arranged | Change::Ended { .. } => {
-                memory.answer = None;
-                memory.attempt = None;
-                memory.open_doubt = None;
-                memory.rotation = None;
-                memory.failure = None;
-                self.ctx.poller.forget(&self.desired.key);
-            }
-            Change::Kept { generation } => {
-                memory.answer = None;
-                memory.attempt = None;
-                memory.open_doubt = None;
-                memory.rotation = rotation(generation, self.desired.client_mode(), false, RotationStage::Lost);
-            }
-            Change::Adopted { generation, .. } => {
-                memory.attempt = None;
-                memory.open_doubt = None;
-                memory.late_rotation = None;
-                memory.rotation = rotation(generation, self.desired.client_mode(), false, RotationStage::Claimed);
-            }
-            Change::Rotating { generation, mode } => {
-                memory.attempt = None;
-                memory.open_doubt = None;
-                let ready = self.desired.record.reported == Some(Reason::Open);
-                let present = self.desired.record.token_generation;
-                let late = ready && memory.late_rotation.take().is_some_and(|generation| generation < present);
-                let others_live = ready && !late;
-                memory.rotation = rotation(generation, *mode, others_live, RotationStage::Claimed);
-            }
-            Change::Report(report) => {
-                self.forget_rotation();
-                // It was Ready until this write: nobody's rotation has to be waited for.
-                if report.reason != Reason::Open && self.desired.record.reported == Some(Reason::Open) {
-                    let (generation, mode) = (&self.desired.record.token_generation, self.desired.client_mode());
-                    self.memory.rotation = rotation(generation, mode, false, RotationStage::Lost);
-                }
-            }
-            Change::OpenedAt(_) => {}
+        self.memory.recorded(change, &self.desired.record, self.desired.client_mode());
+        if matches!(change, Change::Opened { .. } | Change::Rotated | Change::Arranged | Change::Ended { .. }) {
+            self.ctx.poller.forget(&self.desired.key);
         }
         if matches!(change, Change::Ended { .. }) {
             self.ctx.open.probe_now();
@@ -326,18 +265,6 @@ impl Act<'_> {
             self.ctx.event(&self.view.tunnel, note).await;
         }
         Ok(())
-    }
-
-    /// Drops new tokens that cannot be kept: they come by another rotation.
-    fn forget_rotation(&mut self) {
-        if let Some(Answer { of: AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation), .. }) =
-            self.memory.answer
-        {
-            self.memory.answer = None;
-            if let Some(rotation) = self.memory.rotation.as_mut().filter(|r| r.generation == generation) {
-                rotation.stage = RotationStage::Lost;
-            }
-        }
     }
 
     fn finalizers(&self, with: bool) -> Vec<String> {

@@ -1,8 +1,7 @@
 //! Step 2: everything that a decision depends on besides the Tunnel itself, as plain values. What
 //! is read is the Tunnel's Secrets; the rest is what this process remembers and shares.
 
-use super::validate::Desired;
-use crate::clock::{Mono, Now};
+use crate::clock::Mono;
 use crate::crd::{ClientMode, Reason, Tunnel};
 use crate::pacer::{Gate, Turn};
 use crate::tunnels::{Attempt, CallError, Heard, Home, Search, Tokens, TunnelId, TunnelRef};
@@ -197,48 +196,4 @@ pub struct Failure {
     pub retry_at: Mono,
     /// How often it has failed in a row.
     pub times: u32,
-}
-
-impl Memory {
-    /// Of a Tunnel that is seen for the first time.
-    pub fn new(saw_creation: bool, now: Mono) -> Self {
-        Self { saw_creation, first_seen: now, ..Self::default() }
-    }
-
-    /// Notes what the object shows, and since when. Pure.
-    pub fn note(&mut self, desired: &Desired, now: Now) {
-        let record = &desired.record;
-        if self.claim.is_some() && record.claim.is_none() && record.tunnel.is_none() {
-            self.saw_creation = false;
-        }
-        if let Some(claim) = &record.claim {
-            if self.claim.as_ref().is_none_or(|(seen, _)| seen != claim) {
-                self.claim = Some((claim.clone(), now.mono));
-            }
-            // Another one claims: ours is lost, whatever our write answered.
-            if self.attempt.as_ref().is_some_and(|own| own != claim) {
-                self.attempt = None;
-            }
-        }
-        if self.deleting.is_none() && desired.deleted_at.is_some() {
-            // What failed before is no reason to wait with the close.
-            self.failure = None;
-        }
-        let since = |seen: Option<Mono>, is: bool| is.then(|| seen.unwrap_or(now.mono));
-        self.deleting = since(self.deleting, desired.deleted_at.is_some());
-        self.expired = since(self.expired, record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at));
-        let unfinished = record.tunnel.is_some() && record.reported != Some(Reason::Open);
-        self.unfinished = match self.unfinished {
-            _ if !unfinished => None,
-            Some(seen) if seen.0 == record.token_generation => Some(seen),
-            _ => Some((record.token_generation, now.mono)),
-        };
-        if let Some(own) = self.rotation.filter(|own| own.generation != record.token_generation) {
-            // Superseded while it was under way: it may be carried out after the newer one.
-            if own.generation < record.token_generation && matches!(own.stage, RotationStage::Doubt(_)) {
-                self.late_rotation = Some(own.generation);
-            }
-            self.rotation = None;
-        }
-    }
 }

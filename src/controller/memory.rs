@@ -1,0 +1,170 @@
+//! How a process's memory of one Tunnel changes: by what the object shows, and by what its own writes and
+//! calls came to. Pure, so that the model checker goes through the very same changes.
+
+use super::decision::Change;
+use super::observe::{Answer, AnswerOf, Limits, Memory, Rotation, RotationStage};
+use super::validate::{Desired, Record};
+use crate::clock::{Mono, Now};
+use crate::crd::{ClientMode, Reason};
+use crate::tunnels::{Attempt, CallErrorKind, TunnelId};
+
+impl Memory {
+    /// Of a Tunnel that is seen for the first time.
+    pub fn new(saw_creation: bool, now: Mono) -> Self {
+        Self { saw_creation, first_seen: now, ..Self::default() }
+    }
+
+    /// Notes what the object shows, and since when. Pure.
+    pub fn note(&mut self, desired: &Desired, now: Now) {
+        let record = &desired.record;
+        if self.claim.is_some() && record.claim.is_none() && record.tunnel.is_none() {
+            self.saw_creation = false;
+        }
+        if let Some(claim) = &record.claim {
+            if self.claim.as_ref().is_none_or(|(seen, _)| seen != claim) {
+                self.claim = Some((claim.clone(), now.mono));
+            }
+            // Another one claims: ours is lost, whatever our write answered.
+            if self.attempt.as_ref().is_some_and(|own| own != claim) {
+                self.attempt = None;
+            }
+        }
+        if self.deleting.is_none() && desired.deleted_at.is_some() {
+            // What failed before is no reason to wait with the close.
+            self.failure = None;
+        }
+        let since = |seen: Option<Mono>, is: bool| is.then(|| seen.unwrap_or(now.mono));
+        self.deleting = since(self.deleting, desired.deleted_at.is_some());
+        self.expired = since(self.expired, record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at));
+        let unfinished = record.tunnel.is_some() && record.reported != Some(Reason::Open);
+        self.unfinished = match self.unfinished {
+            _ if !unfinished => None,
+            Some(seen) if seen.0 == record.token_generation => Some(seen),
+            _ => Some((record.token_generation, now.mono)),
+        };
+        if let Some(own) = self.rotation.filter(|own| own.generation != record.token_generation) {
+            // Superseded while it was under way: it may be carried out after the newer one.
+            if own.generation < record.token_generation && matches!(own.stage, RotationStage::Doubt(_)) {
+                self.late_rotation = Some(own.generation);
+            }
+            self.rotation = None;
+        }
+    }
+
+    /// A claim is about to be written. Noted before: whoever reads it back after an unclear answer knows it
+    /// for its own.
+    pub fn claiming(&mut self, attempt: Attempt) {
+        self.attempt = Some(attempt);
+    }
+
+    /// A claim was written. A new one follows only on a search that has settled what became of the last call.
+    pub fn claimed(&mut self, new: bool) {
+        if new {
+            self.open_doubt = None;
+        }
+    }
+
+    /// OpenTunnel is about to be called.
+    pub fn opening(&mut self, now: Mono) {
+        self.open_doubt = Some(now);
+    }
+
+    /// OpenTunnel failed.
+    pub fn open_failed(&mut self, kind: CallErrorKind) {
+        if kind != CallErrorKind::Doubt {
+            self.open_doubt = None;
+        }
+    }
+
+    /// RotateTunnelAccessToken is about to be called. Whether the tokens of the other side are live.
+    pub fn rotating(&mut self, generation: i64, mode: ClientMode, now: Mono) -> bool {
+        let others_live = self.rotation.is_some_and(|r| r.others_live);
+        self.rotation = Some(Rotation { generation, mode, others_live, stage: RotationStage::Doubt(now) });
+        others_live
+    }
+
+    /// RotateTunnelAccessToken has ended, with an answer or without.
+    pub fn rotate_ended(&mut self, failed: Option<CallErrorKind>, limits: &Limits, now: Mono) {
+        let Some(rotation) = &mut self.rotation else { return };
+        if let RotationStage::Doubt(called) = rotation.stage
+            && now > called + limits.aws_timeout
+        {
+            self.late_rotation = Some(rotation.generation);
+        }
+        if failed.is_some_and(|kind| kind != CallErrorKind::Doubt) {
+            rotation.stage = RotationStage::Claimed;
+        }
+    }
+
+    /// Tokens are in hand.
+    pub fn answered(&mut self, answer: Answer) {
+        self.failure = None;
+        self.answer = Some(answer);
+    }
+
+    /// A tunnel was closed, or let go.
+    pub fn parted(&mut self, id: &TunnelId) {
+        self.failure = None;
+        self.closed.push(id.clone());
+        // What the own call opened is known, and closed: nothing else can have come of it.
+        if self.answer.as_ref().is_some_and(|a| a.tunnel.id == *id) {
+            self.open_doubt = None;
+        }
+    }
+
+    /// The answer is of no use any more.
+    pub fn drop_answer(&mut self) {
+        self.forget_rotation();
+        self.answer = None;
+    }
+
+    /// The status was written. `before` is the record that it was decided on.
+    pub fn recorded(&mut self, change: &Change, before: &Record, mode: ClientMode) {
+        let rotation = |generation: &i64, mode, others_live, stage| {
+            Some(Rotation { generation: *generation, mode, others_live, stage })
+        };
+        if !matches!(change, Change::OpenedAt(_) | Change::Report(_)) {
+            self.attempt = None;
+            self.open_doubt = None;
+        }
+        match change {
+            Change::Opened { .. } | Change::Rotated | Change::Arranged | Change::Ended { .. } => {
+                self.answer = None;
+                self.rotation = None;
+                self.failure = None;
+            }
+            Change::Kept { generation } => {
+                self.answer = None;
+                self.rotation = rotation(generation, mode, false, RotationStage::Lost);
+            }
+            Change::Adopted { generation, .. } => {
+                self.late_rotation = None;
+                self.rotation = rotation(generation, mode, false, RotationStage::Claimed);
+            }
+            Change::Rotating { generation, mode } => {
+                let ready = before.reported == Some(Reason::Open);
+                let present = before.token_generation;
+                let late = ready && self.late_rotation.take().is_some_and(|generation| generation < present);
+                self.rotation = rotation(generation, *mode, ready && !late, RotationStage::Claimed);
+            }
+            Change::Report(report) => {
+                self.forget_rotation();
+                // It was Ready until this write: nobody's rotation has to be waited for.
+                if report.reason != Reason::Open && before.reported == Some(Reason::Open) {
+                    self.rotation = rotation(&before.token_generation, mode, false, RotationStage::Lost);
+                }
+            }
+            Change::OpenedAt(_) => {}
+        }
+    }
+
+    /// Drops new tokens that cannot be kept: they come by another rotation.
+    fn forget_rotation(&mut self) {
+        if let Some(Answer { of: AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation), .. }) = self.answer {
+            self.answer = None;
+            if let Some(rotation) = self.rotation.as_mut().filter(|r| r.generation == generation) {
+                rotation.stage = RotationStage::Lost;
+            }
+        }
+    }
+}
