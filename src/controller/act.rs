@@ -233,6 +233,7 @@ impl Act<'_> {
         }
         let times = self.memory.failure.as_ref().map_or(0, |f| f.times);
         let reason = failure_reason(error.kind);
+        let told = self.memory.failure.as_ref().is_some_and(|f| f.told && f.reason == reason);
         let (first, limit) = match reason {
             Reason::AwsUnavailable => (FIRST_RETRY, UNAVAILABLE_RETRY),
             _ => (FIRST_RETRY * 5, REFUSED_RETRY),
@@ -240,7 +241,7 @@ impl Act<'_> {
         let pause = first.saturating_mul(1 << times.min(16)).min(limit).mul_f64(0.75 + 0.25 * fastrand::f64());
         let at = self.ctx.mono();
         let message = format!("{operation}: {error}");
-        self.memory.failure = Some(Failure { reason, message, at, retry_at: at + pause, times: times + 1 });
+        self.memory.failure = Some(Failure { reason, message, at, retry_at: at + pause, times: times + 1, told });
     }
 
     async fn record(&mut self, change: &Change) -> Result<(), Error> {

@@ -203,9 +203,9 @@ impl Case<'_> {
     fn search(&self, from: Mono, until: Mono, reason: Reason, since: Mono) -> Decision {
         let searched = self.o.search.as_ref().is_some_and(|s| s.started >= from);
         let report = self.reads_fail().or_else(|| {
-            // After a call that failed the reason stands already: AwsUnavailable.
+            // After a call that failed the reason stands already.
             let words = "looking for a tunnel that an earlier attempt may have opened";
-            self.after_5s(since, reason, words).filter(|_| self.o.memory.failure.is_none())
+            self.after_5s(since, reason, words).filter(|_| self.o.memory.failure.is_none() && !self.says_why())
         });
         if searched && self.now.mono < until {
             return self.wait(report, Wait { until: Some(until), ..Wait::default() });

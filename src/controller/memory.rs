@@ -51,6 +51,23 @@ impl Memory {
         }
     }
 
+    /// This process leads, after another one may have: what its watch showed meanwhile is no proof of what was done,
+    /// and every grace counts from now. A claim of its own may be about to be overruled by a write that is under way:
+    /// it is taken for somebody else's. What it holds in hand, and its own calls in doubt, it knows.
+    pub fn takes_over(&mut self, now: Mono) {
+        let old = std::mem::take(self);
+        *self = Self {
+            first_seen: now,
+            open_doubt: old.open_doubt,
+            rotation: old.rotation.filter(|r| matches!(r.stage, RotationStage::Doubt(_))),
+            answer: old.answer,
+            late_rotation: old.late_rotation,
+            closed: old.closed,
+            written: old.written,
+            ..Self::default()
+        };
+    }
+
     /// A claim is about to be written. Noted before: whoever reads it back after an unclear answer knows it
     /// for its own.
     pub fn claiming(&mut self, attempt: Attempt) {
@@ -109,6 +126,7 @@ impl Memory {
         // What the own call opened is known, and closed: nothing else can have come of it.
         if self.answer.as_ref().is_some_and(|a| a.tunnel.id == *id) {
             self.open_doubt = None;
+            self.answer = None;
         }
     }
 
@@ -148,6 +166,7 @@ impl Memory {
                 self.rotation = rotation(generation, *mode, ready && !late, RotationStage::Claimed);
             }
             Change::Report(report) => {
+                self.failure.iter_mut().filter(|f| f.reason == report.reason).for_each(|f| f.told = true);
                 self.forget_rotation();
                 // It was Ready until this write: nobody's rotation has to be waited for.
                 if report.reason != Reason::Open && before.reported == Some(Reason::Open) {

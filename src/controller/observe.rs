@@ -196,4 +196,6 @@ pub struct Failure {
     pub retry_at: Mono,
     /// How often it has failed in a row.
     pub times: u32,
+    /// The status has said so.
+    pub told: bool,
 }

@@ -229,6 +229,7 @@ impl Given {
                 at: mono(MONO - 1),
                 retry_at: mono(retry_at),
                 times: 1,
+                told: false,
             });
         })
     }

@@ -52,8 +52,10 @@ impl Case<'_> {
     /// The last call failed, and it is not time to try again.
     pub(super) fn backing_off(&self) -> Option<Decision> {
         let failure = self.o.memory.failure.as_ref().filter(|f| self.now.mono < f.retry_at)?;
-        let report = Report { reason: failure.reason, message: failure.message.clone() };
-        Some(self.wait(Some(report), Wait { until: Some(failure.retry_at), ..Wait::default() }))
+        // Said once: two operators that fail differently would say it in turn for ever.
+        let unsaid = !failure.told || self.d.record.observed_generation != Some(self.d.generation);
+        let report = unsaid.then(|| Report { reason: failure.reason, message: failure.message.clone() });
+        Some(self.wait(report, Wait { until: Some(failure.retry_at), ..Wait::default() }))
     }
 
     /// AWS refused a call on a known tunnel, and has not said since whether the tunnel is open: what a
@@ -91,7 +93,6 @@ impl Case<'_> {
 
     pub(super) fn wait_in_queue(&self) -> Decision {
         let since = self.o.memory.first_seen;
-        let limited = matches!(self.d.record.reported, Some(Reason::LimitExceeded | Reason::AwsUnavailable));
         let report = match &self.o.gate {
             // What the last call failed with stands already: a retry costs no write.
             _ if self.o.memory.failure.is_some() => None,
@@ -109,7 +110,7 @@ impl Case<'_> {
                 &format!("AWS throttles OpenTunnel since {:.0}: {}", gate.since, gate.message),
             ),
             // Said once: a gate that opens and shuts costs no write.
-            None if limited => None,
+            None if self.says_why() => None,
             None => self.after_5s(
                 since,
                 Reason::Opening,
@@ -117,6 +118,12 @@ impl Case<'_> {
             ),
         };
         self.wait(report, Wait { lane: Some(Lane::Open), until: self.report_at(since), need: None })
+    }
+
+    /// What stands says more than that it is being opened.
+    pub(super) fn says_why(&self) -> bool {
+        use Reason::{AccessDenied, AwsUnavailable, InvalidRequest, LimitExceeded};
+        matches!(self.d.record.reported, Some(LimitExceeded | AwsUnavailable | AccessDenied | InvalidRequest))
     }
 
     pub(super) fn after_5s(&self, since: Mono, reason: Reason, message: &str) -> Option<Report> {
