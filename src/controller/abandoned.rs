@@ -63,11 +63,12 @@ async fn try_close(ctx: &Context, key: &Key, ticket: &Key, tunnel: &TunnelRef, b
     // It may have been adopted since it was given up: then it is somebody's.
     let api: Api<Tunnel> = Api::namespaced(ctx.client.clone(), &key.namespace);
     match ctx.api("read the Tunnel", api.get_opt(&key.name)).await {
-        Ok(Some(t)) if t.uid().as_ref() == Some(&key.uid) => {
-            if t.status.and_then(|s| s.tunnel_id).as_ref() == Some(&tunnel.id.0) {
-                return true;
-            }
-        }
+        Ok(Some(t)) if t.uid().as_ref() == Some(&key.uid) => match t.status.and_then(|s| s.tunnel_id) {
+            Some(id) if id == tunnel.id.0 => return true,
+            Some(_) => {}
+            // Whoever searches may adopt it in the very moment of the close, and have a closed one.
+            None => return false,
+        },
         Ok(_) => {}
         Err(error) => {
             tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot tell yet whether a tunnel was opened in vain");
