@@ -342,7 +342,7 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Foreign words for people: control characters out, cut to [`MESSAGE_LIMIT`] bytes.
-fn clean(words: &str) -> String {
+pub(crate) fn clean(words: &str) -> String {
     let mut clean: String = words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     clean.truncate(clean.floor_char_boundary(MESSAGE_LIMIT));
     clean

@@ -21,10 +21,13 @@ use crate::tunnels::Home;
 use act::Act;
 use context::{Context, Error, View};
 use decision::{Change, Decision};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use observe::{Memory, Observed};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -157,12 +160,28 @@ fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action
     Action::requeue(pause.mul_f64(0.5 + 0.5 * fastrand::f64()))
 }
 
+/// A panic is the end of one reconcile, not of the operator: what it knew of its Tunnel is forgotten, as in a
+/// crash, and found again as after one.
+async fn contained(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let outcome = caught(reconcile(tunnel.clone(), ctx.clone())).await;
+    if let (Err(Error::Panic), Ok(desired)) = (&outcome, validate::validate(&tunnel)) {
+        ctx.give_back(&desired.key, None);
+        ctx.memories.put_back(&desired.key, Memory::new(false, ctx.mono()), true);
+    }
+    outcome
+}
+
+/// The panic's own words are dropped: nobody knows what is in them. The hook has logged where it was.
+async fn caught<T>(reconcile: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    AssertUnwindSafe(reconcile).catch_unwind().await.unwrap_or(Err(Error::Panic))
+}
+
 async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     use tracing::Instrument;
     let span =
         tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
     let begun = Instant::now();
-    let outcome = reconcile(tunnel, ctx.clone()).instrument(span).await;
+    let outcome = contained(tunnel, ctx.clone()).instrument(span).await;
     ctx.metrics.reconciled(begun.elapsed(), outcome.as_ref().err().map(kind));
     outcome
 }
@@ -175,7 +194,7 @@ fn kind(error: &Error) -> ReconcileError {
         Error::Api { .. } => ReconcileError::ApiNoAnswer,
         Error::Timeout(_) => ReconcileError::ApiTimeout,
         Error::Incomplete(_) => ReconcileError::Incomplete,
-        Error::Endless(..) => ReconcileError::Bug,
+        Error::Endless(..) | Error::Panic => ReconcileError::Bug,
     }
 }
 
@@ -193,6 +212,21 @@ mod tests {
     fn seen(watched: &Arc<Tunnel>, written: &Arc<Tunnel>) -> Arc<Tunnel> {
         let mut memory = Memory { written: Some(written.clone()), ..Memory::default() };
         newest(watched.clone(), &mut memory)
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_reconcile_is_an_error_of_that_reconcile_without_its_words() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            if true {
+                panic!("the token is {}", "s3cret");
+            }
+            Ok(())
+        };
+        let error = caught(panics).await.unwrap_err();
+        assert!(matches!(kind(&error), ReconcileError::Bug));
+        assert!(!format!("{error} {error:?}").contains("s3cret"));
+        assert!(caught(async { Ok(7) }).await.is_ok_and(|seven| seven == 7));
     }
 
     #[test]

@@ -6,7 +6,10 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::TcpListener;
@@ -39,7 +42,19 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
             || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG && !meta.target().starts_with("kube_client"))
     });
     tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).init();
+    std::panic::set_hook(Box::new(|panic| log_panic(panic.payload(), panic.location())));
     Ok(())
+}
+
+/// Says where a panic was. What it says is logged only where it stands in the code as it is: a text that is made
+/// when it happens may hold anything, a token too.
+fn log_panic(payload: &(dyn Any + Send), location: Option<&Location>) {
+    let place = location.map(ToString::to_string).unwrap_or_default();
+    let words = payload.downcast_ref::<&'static str>().copied().unwrap_or("(not shown: it may hold a secret)");
+    // As RUST_BACKTRACE asks for; names of functions, no values.
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    tracing::error!(place, words, backtrace, "a panic, which is a bug: please report it");
 }
 
 /// Serves the probes, `/healthz` (the process answers) and `/readyz` (all watches are synced), and
@@ -64,4 +79,38 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<M
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape));
     axum::serve(listener, app).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn of_a_panic_its_place_is_logged_and_only_words_that_stand_in_the_code() {
+        let log = |payload: &(dyn Any + Send)| {
+            let written = Written::default();
+            let writer = written.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || log_panic(payload, Some(Location::caller())));
+            String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+        };
+        let (made, literal) = (log(&"the token is s3cret".to_owned()), log(&"no such lane"));
+        assert!(made.contains("src/telemetry.rs:") && !made.contains("s3cret"), "{made}");
+        assert!(literal.contains("no such lane"), "{literal}");
+    }
 }

@@ -82,6 +82,9 @@ pub enum Error {
     /// A bug.
     #[error("no end after {0} steps, the last one {1}: please report this as a bug")]
     Endless(usize, String),
+    /// Another one. What it said is not kept: it may hold anything.
+    #[error("a panic: please report this as a bug, with the place that the log has")]
+    Panic,
 }
 
 /// An API server's refusal in its own words, not as the whole object that they came in.

@@ -1,8 +1,10 @@
 //! The watches: what they show, and whom they wake.
 
 pub mod secrets;
+pub mod stored;
 
 use super::context::Context;
+use super::status::Note;
 use super::{error_policy, traced, validate};
 use crate::crd::{State, Tunnel};
 use crate::pacer::Key;
@@ -10,11 +12,12 @@ use crate::poller::Watched;
 use crate::tunnels::Home;
 use futures::future::OptionFuture;
 use futures::{Stream, StreamExt};
+use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -28,34 +31,87 @@ struct Noter {
     store: Store<Tunnel>,
     namespace: Option<String>,
     listed: HashSet<Key>,
+    /// What was told of Tunnels that cannot be read, by UID.
+    told: HashMap<String, String>,
 }
 
 impl Noter {
-    fn note(&mut self, event: &watcher::Event<Tunnel>) {
-        let covered = |key: &Key| self.namespace.as_deref().is_none_or(|n| n == key.namespace);
-        let memories = &self.ctx.memories;
+    /// Returns what the store is to be told.
+    fn note(&mut self, event: watcher::Event<DynamicObject>) -> Option<watcher::Event<Tunnel>> {
+        let namespace = self.namespace.clone();
+        let covered = |key: &Key| namespace.as_deref().is_none_or(|n| n == key.namespace);
         match event {
-            watcher::Event::Apply(tunnel) => self.note_tunnel(tunnel, true),
-            watcher::Event::InitApply(tunnel) => {
-                self.note_tunnel(tunnel, false);
-                self.listed.extend(validate::validate(tunnel).map(|desired| desired.key));
-            }
-            watcher::Event::Delete(tunnel) => {
-                if let Ok(desired) = validate::validate(tunnel) {
-                    self.ctx.gone(&desired.key, memories.forget(&desired.key));
+            watcher::Event::Apply(object) => match self.read(object) {
+                Ok(tunnel) => {
+                    self.note_tunnel(&tunnel, true);
+                    Some(watcher::Event::Apply(tunnel))
                 }
+                // Nobody may act on what it was before.
+                Err(unreadable) => Some(watcher::Event::Delete(unreadable)),
+            },
+            watcher::Event::InitApply(object) => {
+                let read = self.read(object);
+                let (Ok(tunnel) | Err(tunnel)) = &read;
+                self.listed.extend(validate::validate(tunnel).map(|desired| desired.key));
+                let tunnel = read.ok()?;
+                self.note_tunnel(&tunnel, false);
+                Some(watcher::Event::InitApply(tunnel))
+            }
+            watcher::Event::Delete(object) => {
+                let tunnel = stored::read(object).unwrap_or_else(|unreadable| unreadable.readable);
+                if let Ok(desired) = validate::validate(&tunnel) {
+                    self.told.remove(&desired.key.uid);
+                    self.ctx.gone(&desired.key, self.ctx.memories.forget(&desired.key));
+                }
+                Some(watcher::Event::Delete(tunnel))
             }
             watcher::Event::Init => {
                 self.listed.clear();
-                memories.vanish_all(covered);
+                self.ctx.memories.vanish_all(covered);
+                Some(watcher::Event::Init)
             }
             watcher::Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                for key in memories.missing(covered, &listed) {
-                    self.ctx.gone(&key, memories.forget(&key));
+                for key in self.ctx.memories.missing(covered, &listed) {
+                    self.ctx.gone(&key, self.ctx.memories.forget(&key));
                 }
+                self.told.retain(|uid, _| listed.iter().any(|key| key.uid == *uid));
+                Some(watcher::Event::InitDone)
             }
         }
+    }
+
+    /// Reads a Tunnel. One that cannot be read waits until it can, and its owner is told (`Err`: what can be read
+    /// of it). One that is being deleted needs no more than that: its tunnel is closed, and it goes.
+    fn read(&mut self, object: DynamicObject) -> Result<Tunnel, Tunnel> {
+        let unreadable = match stored::read(object) {
+            Ok(tunnel) => {
+                self.told.remove(tunnel.metadata.uid.as_deref().unwrap_or_default());
+                return Ok(tunnel);
+            }
+            Err(unreadable) => *unreadable,
+        };
+        let (what, tunnel) = (unreadable.what, unreadable.readable);
+        let Ok(desired) = validate::validate(&tunnel) else { return Err(tunnel) };
+        if desired.deleted_at.is_some() {
+            return Ok(tunnel);
+        }
+        let key = desired.key;
+        // What it was, and what was wiped from it, is not seen.
+        self.ctx.memories.see(key.clone(), false, self.ctx.mono());
+        self.ctx.memories.vanish(&key);
+        self.ctx.give_back(&key, None);
+        if self.told.insert(key.uid.clone(), what.clone()).as_ref() != Some(&what) {
+            let note = format!(
+                "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel"
+            );
+            tracing::warn!(namespace = key.namespace, name = key.name, "{note}");
+            let (ctx, tunnel) = (self.ctx.clone(), tunnel.clone());
+            tokio::spawn(async move {
+                ctx.event(&tunnel, Note { warning: true, reason: "Unreadable".into(), note }).await;
+            });
+        }
+        Err(tunnel)
     }
 
     /// A Tunnel that comes by a live event, and was not there before, was created just now: a list
@@ -94,22 +150,30 @@ impl Watch {
         watch_secrets: bool,
         stop: &watch::Receiver<bool>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let api: Api<Tunnel> = match &namespace {
-            Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
-            None => Api::all(ctx.client.clone()),
+        // Any object: one that is no Tunnel that can be read must not end the watch of all.
+        let tunnels = ApiResource::erase::<Tunnel>(&());
+        let api: Api<DynamicObject> = match &namespace {
+            Some(namespace) => Api::namespaced_with(ctx.client.clone(), namespace, &tunnels),
+            None => Api::all_with(ctx.client.clone(), &tunnels),
         };
         let (store, writer) = reflector::store();
         let (wake, woken) = mpsc::unbounded_channel();
         let (noted, namespaced) = (store.clone(), namespace.clone());
-        let mut noter = Noter { ctx: ctx.clone(), store: noted, namespace: namespaced, listed: HashSet::new() };
+        let (listed, told) = (HashSet::new(), HashMap::new());
+        let mut noter = Noter { ctx: ctx.clone(), store: noted, namespace: namespaced, listed, told };
         let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
         let stream = watcher(api, config)
             .default_backoff()
             .modify(|tunnel| tunnel.managed_fields_mut().clear())
-            .inspect(move |event| match event {
-                Ok(event) => noter.note(event),
-                Err(error) => tracing::warn!(%error, "the watch of Tunnels failed; trying again"),
+            .filter_map(move |event| {
+                std::future::ready(match event {
+                    Ok(event) => noter.note(event).map(Ok),
+                    Err(error) => {
+                        tracing::warn!(%error, "the watch of Tunnels failed; trying again");
+                        Some(Err(error))
+                    }
+                })
             })
             .reflect(writer)
             .inspect(move |event| {
