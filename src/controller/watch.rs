@@ -103,7 +103,7 @@ impl Noter {
         self.ctx.give_back(&key, None);
         if self.told.insert(key.uid.clone(), what.clone()).as_ref() != Some(&what) {
             let note = format!(
-                "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel"
+                "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel and apply it again"
             );
             tracing::warn!(namespace = key.namespace, name = key.name, "{note}");
             let (ctx, tunnel) = (self.ctx.clone(), tunnel.clone());

@@ -15,3 +15,4 @@ mod rights;
 mod secrecy;
 mod startup;
 mod support;
+mod unreadable;

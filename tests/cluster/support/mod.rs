@@ -7,6 +7,7 @@ pub mod aws_proxy;
 pub mod connect_proxy;
 pub mod control_plane;
 pub mod credentials;
+pub mod etcd;
 pub mod log;
 pub mod manifests;
 pub mod namespace;
