@@ -175,7 +175,9 @@ impl Aws {
     pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
         let sent = self.client.describe_tunnel().tunnel_id(&id.0).send();
         match self.call(Operation::DescribeTunnel, sent, |out| description(&out.tunnel?)).await {
-            Err(e) if e.kind == CallErrorKind::NotFound => Ok(Description { word: Word::NotFound, owner: None }),
+            Err(e) if e.kind == CallErrorKind::NotFound => {
+                Ok(Description { word: Word::NotFound, owner: None, tunnel: None })
+            }
             described => described,
         }
     }
@@ -209,7 +211,8 @@ fn description(tunnel: &sdk::types::Tunnel) -> Option<Description> {
         State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
     };
     let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
-    Some(Description { word, owner })
+    let reference = TunnelRef { id: TunnelId(tunnel.tunnel_id.clone()?), arn: tunnel.tunnel_arn.clone()? };
+    Some(Description { word, owner, tunnel: Some(reference) })
 }
 
 fn summary(summary: sdk::types::TunnelSummary) -> Option<Summary> {

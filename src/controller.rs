@@ -8,6 +8,7 @@ pub mod decision;
 pub mod memories;
 pub mod memory;
 pub mod observe;
+pub mod ours;
 pub mod owned;
 pub mod scrape;
 pub mod secrets;

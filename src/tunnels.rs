@@ -197,6 +197,8 @@ pub struct Description {
     pub word: Word,
     /// The value of its owner tag, where it is one of an operator.
     pub owner: Option<Owner>,
+    /// ID and ARN, as AWS has them; `None`: it does not know it.
+    pub tunnel: Option<TunnelRef>,
 }
 
 /// A page of ListTunnels, newest first.

@@ -1,5 +1,6 @@
 //! Step 4: carries out one decision, with exactly one effect, and notes what came of it.
 
+mod owner;
 mod secret;
 
 use super::context::{Context, Error, View};
@@ -15,6 +16,7 @@ use crate::tunnels::{Attempt, CallError, CallErrorKind, Owner, Tokens, TunnelId,
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
+use owner::Owned;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,6 +137,7 @@ impl Act<'_> {
         match outcome {
             Ok((tunnel, tokens)) => {
                 tracing::info!(tunnel_id = %tunnel.id, "opened a tunnel");
+                self.ctx.ours.note(key, &tunnel);
                 self.answered(AnswerOf::Open(attempt), tunnel, tokens);
             }
             Err(error) => {
@@ -145,6 +148,12 @@ impl Act<'_> {
     }
 
     async fn rotate(&mut self, tunnel: &TunnelId, mode: ClientMode, generation: i64) {
+        match self.owned(tunnel).await {
+            Ok(Owned::Yes(_)) => {}
+            Ok(Owned::Learnt) => return,
+            Ok(Owned::No) => return self.failed("RotateTunnelAccessToken", Self::foreign(tunnel)),
+            Err(error) => return self.failed("DescribeTunnel", error),
+        }
         let others_live = self.memory.rotating(generation, mode, self.ctx.mono());
         self.ctx.rotate.begin(&self.desired.key);
         let outcome = self.ctx.aws.rotate(tunnel, mode, self.desired.request.destination.as_ref()).await;
@@ -180,6 +189,12 @@ impl Act<'_> {
     }
 
     async fn close(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
+        match self.owned(&tunnel.id).await {
+            Ok(Owned::Yes(_)) => {}
+            Ok(Owned::Learnt) => return,
+            Ok(Owned::No) => return self.leave(&tunnel.id).await,
+            Err(error) => return self.parted(tunnel, opened_at, Err(error), "DescribeTunnel", "", "").await,
+        }
         self.ctx.close.begin(&self.desired.key);
         let outcome = self.ctx.aws.close(&tunnel.id).await;
         self.ctx.close.end(&self.desired.key, &outcome);
@@ -190,7 +205,14 @@ impl Act<'_> {
     }
 
     async fn disown(&mut self, tunnel: &TunnelRef, opened_at: Timestamp) {
-        let outcome = self.ctx.aws.disown(&tunnel.arn).await;
+        let outcome = match self.owned(&tunnel.id).await {
+            // The ARN that AWS told: the status may name another one.
+            Ok(Owned::Yes(ours)) => self.ctx.aws.disown(&ours.arn).await,
+            Ok(Owned::Learnt) => return,
+            // After a crash, its tag is off already.
+            Ok(Owned::No) => return self.leave(&tunnel.id).await,
+            Err(error) => return self.parted(tunnel, opened_at, Err(error), "DescribeTunnel", "", "").await,
+        };
         self.parted(tunnel, opened_at, outcome, "UntagResource", "Retained", "stays open, without an owner").await;
     }
 
@@ -226,8 +248,8 @@ impl Act<'_> {
     /// Notes a failed call. A limit is the pacer's business: the Tunnel keeps its place in the queue.
     fn failed(&mut self, operation: &str, error: CallError) {
         tracing::warn!(operation, error = %error, kind = ?error.kind, "a call to AWS failed");
-        if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && operation != "UntagResource"
-        {
+        let paced = operation != "UntagResource" && operation != "DescribeTunnel";
+        if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && paced {
             self.memory.failure = None;
             return;
         }

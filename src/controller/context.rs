@@ -3,6 +3,7 @@
 use super::decision::Lane;
 use super::memories::Memories;
 use super::observe::{Answer, AnswerOf, Limits, Memory};
+use super::ours::Ours;
 use super::owned::Owned;
 use super::status::Note;
 use super::validate;
@@ -55,6 +56,8 @@ pub struct Context {
     pub memories: Memories,
     /// Which Secrets are whose.
     pub owned: Owned,
+    /// Which AWS tunnels are whose.
+    pub ours: Ours,
     /// Tunnels that are to be woken.
     pub wake: mpsc::UnboundedSender<Key>,
     /// What is counted.
@@ -185,6 +188,7 @@ impl Context {
             stopping: AtomicBool::new(false),
             memories: Memories::default(),
             owned: Owned::default(),
+            ours: Ours::default(),
             wake,
             metrics: parts.metrics,
         };
@@ -220,6 +224,7 @@ impl Context {
     pub(super) fn gone(&self, key: &Key, memory: Option<Memory>) {
         self.give_back(key, None);
         self.poller.forget(key);
+        self.ours.forget(key);
         if let Some(Answer { of: AnswerOf::Open(_), tunnel, .. }) = memory.and_then(|m| m.answer) {
             let _ = self.abandoned.send((key.clone(), tunnel));
         }

@@ -124,13 +124,15 @@ pub fn validate(tunnel: &Tunnel) -> Result<Desired, Incomplete> {
         }
         _ => vec![SecretRef { name: format!("{}-tokens", key.name), mode: ClientMode::All }],
     };
+    // A looser CRD may have let one through that says whose the tunnel is.
+    let tags = spec.tags.iter().flatten().filter(|t| !t.key.starts_with("opentunnel.dev/"));
     let request = OpenRequest {
         description: spec.description.clone(),
         destination: spec
             .destination
             .as_ref()
             .map(|d| DestinationConfig { thing_name: d.thing_name.clone(), services: d.services.clone() }),
-        tags: spec.tags.iter().flatten().map(|t| (t.key.clone(), t.value.clone())).collect(),
+        tags: tags.map(|t| (t.key.clone(), t.value.clone())).collect(),
         lifetime_minutes,
     };
     Ok(Desired {

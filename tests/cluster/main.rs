@@ -13,6 +13,7 @@ mod pacing;
 mod recovery;
 mod rights;
 mod secrecy;
+mod security;
 mod startup;
 mod support;
 mod unreadable;
