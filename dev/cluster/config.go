@@ -125,15 +125,15 @@ func apiserverArgs(port int) []string {
 	}
 }
 
-// controllerManagerArgs choose the controllers that make deletion, namespaces
-// and aggregated ClusterRoles behave as in a real cluster. There are no nodes: nothing that
+// controllerManagerArgs choose the controllers that make deletion, namespaces,
+// aggregated ClusterRoles and quotas behave as in a real cluster. There are no nodes: nothing that
 // makes Pods is of use. Each controller has its own account and rights.
 func controllerManagerArgs() []string {
 	return []string{
 		"--kubeconfig=" + fileControllerKubeconfig,
 		"--controllers=garbage-collector-controller,namespace-controller," +
 			"serviceaccount-controller,root-ca-certificate-publisher-controller," +
-			"clusterrole-aggregation-controller",
+			"clusterrole-aggregation-controller,resourcequota-controller",
 		"--use-service-account-credentials",
 		"--root-ca-file=" + fileCA,
 		"--leader-elect=false",

@@ -36,7 +36,7 @@ async fn a_secret_of_somebody_elses_is_neither_read_nor_written_nor_deleted() {
 /// A token Secret as the operator makes it, but for what it holds.
 fn forged(name: &str, tunnel: &Value) -> String {
     let owner = json!({"apiVersion": "opentunnel.dev/v1alpha1", "kind": "Tunnel", "controller": true,
-        "blockOwnerDeletion": true, "name": tunnel["metadata"]["name"], "uid": tunnel["metadata"]["uid"]});
+        "name": tunnel["metadata"]["name"], "uid": tunnel["metadata"]["uid"]});
     let metadata = json!({"name": name, "ownerReferences": [owner],
         "labels": {"app.kubernetes.io/managed-by": "opentunnel-operator"},
         "annotations": {"opentunnel.dev/token-generation": "4000000000000000000", "opentunnel.dev/tunnel-id": "x"}});
