@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 
 /// Bytes of AWS's words that are kept: they go into conditions and events, whose notes hold 1 KiB.
 const MESSAGE_LIMIT: usize = 1024;
+/// Bytes of an access token; AWS's have some hundred.
+const TOKEN_LIMIT: usize = 16 * 1024;
+/// The year 9000.
+const LATEST: Timestamp = Timestamp::constant(221_845_392_000, 0);
 
 /// A client of one account and region.
 #[derive(Clone)]
@@ -131,8 +135,8 @@ impl Aws {
             .set_timeout_config(timeout)
             .send();
         let read = |out: sdk::operation::open_tunnel::OpenTunnelOutput| {
-            let tokens = sides(ClientMode::All, out.source_access_token, out.destination_access_token)?;
-            Some((TunnelRef { id: TunnelId(out.tunnel_id?), arn: out.tunnel_arn? }, tokens))
+            let (source, destination) = (token(out.source_access_token), token(out.destination_access_token));
+            Some((reference(out.tunnel_id, out.tunnel_arn)?, sides(ClientMode::All, source, destination)?))
         };
         let opened = self.call(Operation::OpenTunnel, sent, read).await?;
         self.learn_account(&opened.0.arn);
@@ -160,7 +164,7 @@ impl Aws {
             .set_destination_config(to.map(destination).transpose()?)
             .send();
         let read = |out: sdk::operation::rotate_tunnel_access_token::RotateTunnelAccessTokenOutput| {
-            sides(mode, out.source_access_token, out.destination_access_token)
+            sides(mode, token(out.source_access_token), token(out.destination_access_token))
         };
         self.call(Operation::RotateTunnelAccessToken, sent, read).await
     }
@@ -211,14 +215,14 @@ fn description(tunnel: &sdk::types::Tunnel) -> Option<Description> {
         State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
     };
     let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
-    let reference = TunnelRef { id: TunnelId(tunnel.tunnel_id.clone()?), arn: tunnel.tunnel_arn.clone()? };
-    Some(Description { word, owner, tunnel: Some(reference) })
+    let tunnel = reference(tunnel.tunnel_id.clone(), tunnel.tunnel_arn.clone())?;
+    Some(Description { word, owner, tunnel: Some(tunnel) })
 }
 
 fn summary(summary: sdk::types::TunnelSummary) -> Option<Summary> {
     let created_at = time(summary.created_at)?;
     Some(Summary {
-        tunnel: TunnelRef { id: TunnelId(summary.tunnel_id?), arn: summary.tunnel_arn? },
+        tunnel: reference(summary.tunnel_id, summary.tunnel_arn)?,
         state: state(summary.status.as_ref())?,
         created_at,
         last_updated_at: time(summary.last_updated_at).unwrap_or(created_at),
@@ -254,8 +258,26 @@ fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<State> {
     }
 }
 
+/// What AWS cannot mean, the API server would not take into a status, for ever: it is as good as no answer.
+fn reference(id: Option<String>, arn: Option<String>) -> Option<TunnelRef> {
+    let (id, arn) = (id?, arn?);
+    let is_id = |c: char| c.is_ascii_alphanumeric() || "_-+=:".contains(c);
+    let fits = (1..=128).contains(&id.len())
+        && id.chars().all(is_id)
+        && (1..=1600).contains(&arn.len())
+        && !arn.contains(char::is_control);
+    fits.then_some(TunnelRef { id: TunnelId(id), arn })
+}
+
+/// A Secret has 1 MiB, and a Pod's environment takes no NUL.
+fn token(token: Option<String>) -> Option<String> {
+    token.filter(|t| t.len() <= TOKEN_LIMIT && !t.contains(char::is_control))
+}
+
+/// A time that Kubernetes can write: four digits of a year, after the lifetime too.
 fn time(time: Option<sdk::primitives::DateTime>) -> Option<Timestamp> {
-    Timestamp::from_millisecond(time?.to_millis().ok()?).ok()
+    let time = Timestamp::from_millisecond(time?.to_millis().ok()?).ok()?;
+    (Timestamp::UNIX_EPOCH..LATEST).contains(&time).then_some(time)
 }
 
 /// What a failure of the SDK means. Definite is only what is known to have had no effect: no
@@ -352,35 +374,6 @@ pub(crate) fn clean(words: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_well_formed_4xx_is_definite() {
-        use CallErrorKind::*;
-        for (status, code, kind) in [
-            (400, Some("LimitExceededException"), LimitExceeded),
-            (400, Some("ThrottlingException"), Throttled),
-            (429, Some("Whatever"), Throttled),
-            (400, Some("ResourceNotFoundException"), NotFound),
-            (400, Some("ValidationException"), InvalidRequest),
-            (403, Some("InvalidSignatureException"), AccessDenied),
-            (403, Some("SomethingNew"), AccessDenied),
-            (400, Some("ExpiredTokenException"), AccessDenied),
-            (400, None, Doubt),
-            (403, None, Doubt),
-            (408, Some("RequestTimeout"), Doubt),
-            (500, Some("InternalFailure"), Doubt),
-            (503, Some("ThrottlingException"), Doubt),
-            (200, None, Doubt),
-        ] {
-            assert_eq!(kind_of(status, code), kind, "{status} {code:?}");
-        }
-    }
-
-    #[test]
-    fn foreign_words_are_cut_and_have_no_control_characters() {
-        let words = clean(&format!("a\nb\u{1b}[31m{}", "ü".repeat(2000)));
-        assert!(words.starts_with("a b [31m") && words.len() <= 1024, "{}", words.len());
-    }
-}
+mod hostile;
+#[cfg(test)]
+mod tests;

@@ -35,15 +35,17 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
         }
         LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed(),
     };
-    // kube-client logs the whole body of an answer that it cannot read, of a Secret too; the error says it.
-    // kube's own spans name the Tunnel once more; the operator's span names it already.
-    let ours = tracing_subscriber::filter::filter_fn(|meta| {
-        meta.target().starts_with("opentunnel_operator")
-            || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG && !meta.target().starts_with("kube_client"))
-    });
+    let ours = tracing_subscriber::filter::filter_fn(may_be_logged);
     tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).init();
     std::panic::set_hook(Box::new(|panic| log_panic(panic.payload(), panic.location())));
     Ok(())
+}
+
+/// What is never logged: kube-client logs the whole body of an answer that it cannot read, of a Secret too; the
+/// error says it. kube's own spans name the Tunnel once more; the operator's span names it already.
+pub(crate) fn may_be_logged(meta: &tracing::Metadata<'_>) -> bool {
+    meta.target().starts_with("opentunnel_operator")
+        || (!meta.is_span() && *meta.level() <= LevelFilter::DEBUG && !meta.target().starts_with("kube_client"))
 }
 
 /// Says where a panic was. What it says is logged only where it stands in the code as it is: a text that is made
