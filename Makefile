@@ -20,7 +20,7 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help demo test matrix fuzz image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -40,6 +40,18 @@ test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botoc
 
 matrix: cluster ## Print the matrix: each life of a Tunnel, killed at every request (docs/testing.md)
 	@cargo test --test cluster -- matrix:: --nocapture
+
+# libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
+# a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.
+FUZZ_SECONDS ?= 60
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+
+fuzz: ## Show the operator any bytes as a Tunnel, for FUZZ_SECONDS=60 (needs a C++ compiler; the first build takes minutes)
+	$(step) "libFuzzer, $(FUZZ_SECONDS) s"
+	@fuzz/run "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS)
 
 image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
 	@for engine in docker podman buildah; do \
