@@ -47,12 +47,12 @@ impl Noter {
                     Some(watcher::Event::Apply(tunnel))
                 }
                 // Nobody may act on what it was before.
-                Err(unreadable) => Some(watcher::Event::Delete(unreadable)),
+                Err(unreadable) => Some(watcher::Event::Delete(*unreadable)),
             },
             watcher::Event::InitApply(object) => {
                 let read = self.read(object);
-                let (Ok(tunnel) | Err(tunnel)) = &read;
-                self.listed.extend(validate::validate(tunnel).map(|desired| desired.key));
+                let listed: &Tunnel = read.as_ref().unwrap_or_else(|unreadable| unreadable);
+                self.listed.extend(validate::validate(listed).map(|desired| desired.key));
                 let tunnel = read.ok()?;
                 self.note_tunnel(&tunnel, false);
                 Some(watcher::Event::InitApply(tunnel))
@@ -83,7 +83,7 @@ impl Noter {
 
     /// Reads a Tunnel. One that cannot be read waits until it can, and its owner is told (`Err`: what can be read
     /// of it). One that is being deleted needs no more than that: its tunnel is closed, and it goes.
-    fn read(&mut self, object: DynamicObject) -> Result<Tunnel, Tunnel> {
+    fn read(&mut self, object: DynamicObject) -> Result<Tunnel, Box<Tunnel>> {
         let unreadable = match stored::read(object) {
             Ok(tunnel) => {
                 self.told.remove(tunnel.metadata.uid.as_deref().unwrap_or_default());
@@ -92,7 +92,7 @@ impl Noter {
             Err(unreadable) => *unreadable,
         };
         let (what, tunnel) = (unreadable.what, unreadable.readable);
-        let Ok(desired) = validate::validate(&tunnel) else { return Err(tunnel) };
+        let Ok(desired) = validate::validate(&tunnel) else { return Err(Box::new(tunnel)) };
         if desired.deleted_at.is_some() {
             return Ok(tunnel);
         }
@@ -111,7 +111,7 @@ impl Noter {
                 ctx.event(&tunnel, Note { warning: true, reason: "Unreadable".into(), note }).await;
             });
         }
-        Err(tunnel)
+        Err(Box::new(tunnel))
     }
 
     /// A Tunnel that comes by a live event, and was not there before, was created just now: a list
