@@ -27,7 +27,8 @@ pub struct Run {
     /// [default: all namespaces]
     #[arg(long, env = "OPENTUNNEL_WATCH_NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     pub watch_namespace: Vec<String>,
-    /// This cluster's ID in the tunnels' owner tag. A cluster cloned from a backup must set its own
+    /// This cluster's ID in the tunnels' owner tag; no other cluster of the account and region may have it:
+    /// see --close-orphans. A cluster cloned from a backup must set its own
     /// [default: the UID of namespace kube-system]
     #[arg(long, env = "OPENTUNNEL_CLUSTER_ID", value_parser = cluster_id)]
     pub cluster_id: Option<String>,
@@ -51,6 +52,12 @@ pub struct Run {
     /// needs the rights to list and watch Secrets; false: each Tunnel looks at its own at every poll
     #[arg(long, env = "OPENTUNNEL_WATCH_SECRETS", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub watch_secrets: bool,
+    /// Close open tunnels that carry this cluster's owner tag, but whose Tunnel in a watched namespace is gone
+    /// or has another tunnel, once they are older than 5 min. dry-run: only tell of them, by log, Event and
+    /// metric. A cluster cloned from a backup must set its own --cluster-id: with the same one each would close
+    /// the other's tunnels
+    #[arg(long, env = "OPENTUNNEL_CLOSE_ORPHANS", default_value = "true")]
+    pub close_orphans: CloseOrphans,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "0.0.0.0:8080")]
     pub http_addr: SocketAddr,
@@ -69,6 +76,17 @@ pub enum LogFormat {
     Text,
     /// A JSON object a line.
     Json,
+}
+
+/// What is done about tunnels that no Tunnel owns.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseOrphans {
+    /// They are closed.
+    True,
+    /// Nobody looks for them.
+    False,
+    /// They are told of.
+    DryRun,
 }
 
 impl Run {
@@ -139,6 +157,7 @@ mod tests {
             (vec!["--watch-namespace", "No"], "the name of a namespace"),
             (vec!["--cluster-id", "a/b"], "letters, digits"),
             (vec!["--http-addr", "8080"], "invalid socket address"),
+            (vec!["--close-orphans", "maybe"], "true, false, dry-run"),
         ] {
             let told = parse(&args).unwrap_err();
             assert!(told.contains(words), "{args:?}: {told}");

@@ -4,7 +4,7 @@
 //! `main` reads [`config`] and wires the parts. [`controller`] watches Tunnels ([`crd`]) and reconciles
 //! each in five steps; what is hard is in its pure step `decide`. What all Tunnels share stands beside
 //! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas) and [`poller`]
-//! (what AWS has). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does;
+//! (what AWS has), on whose rounds [`orphans`] lives (what no Tunnel owns). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does;
 //! [`kubernetes`] is the way to the API server.
 
 pub mod aws;
@@ -14,6 +14,7 @@ pub mod controller;
 pub mod crd;
 pub mod kubernetes;
 pub mod metrics;
+pub mod orphans;
 pub mod pacer;
 pub mod poller;
 pub mod telemetry;

@@ -7,13 +7,14 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::ListParams;
 use kube::{Api, Client};
 use opentunnel_operator::aws::Aws;
-use opentunnel_operator::config::{Command, Run};
+use opentunnel_operator::config::{CloseOrphans, Command, Run};
 use opentunnel_operator::controller::abandoned;
 use opentunnel_operator::controller::context::{Context, Parts};
 use opentunnel_operator::controller::observe::Limits;
 use opentunnel_operator::controller::scrape;
 use opentunnel_operator::controller::watch::{self, Watch};
 use opentunnel_operator::metrics::Metrics;
+use opentunnel_operator::orphans::sweep::Sweep;
 use opentunnel_operator::{crd, kubernetes, telemetry};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -84,6 +85,7 @@ async fn run(flags: Run) -> Result<(), String> {
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let mut closer = tokio::spawn(abandoned::close_all(ctx.clone(), to_close, finished.map(drop)));
     let (shared, told) = (ctx.clone(), watches.clone());
+    let mut sweep = Sweep::new(&ctx, &watches, flags.close_orphans);
     let mut background = tokio::spawn(async move {
         let waking = watch::wake(&told, woken);
         let serving = async {
@@ -94,7 +96,8 @@ async fn run(flags: Run) -> Result<(), String> {
             tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
             tokio::time::sleep(GATHER).await;
             let poll = shared.poller.run(|| watch::watched(&shared, &told));
-            tokio::join!(poll, shared.open.run(), shared.close.run(), shared.rotate.run())
+            // The sweep comes after a round of the poller's, and at no other time.
+            tokio::join!(poll, sweep.run(), shared.open.run(), shared.close.run(), shared.rotate.run())
         };
         tokio::join!(waking, serving)
     });
@@ -154,6 +157,7 @@ async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String
         close_rate: flags.close_rate,
         poll_interval: flags.poll_interval,
         watch_secrets: flags.watch_secrets,
+        look_for_orphans: flags.close_orphans != CloseOrphans::False,
         metrics,
     }))
 }

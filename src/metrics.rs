@@ -13,7 +13,7 @@ use live::{Live, Process};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
@@ -102,6 +102,8 @@ pub struct Metrics {
     adopted: Total,
     rotated: Total,
     closed: Total,
+    orphans: Gauge,
+    orphans_closed: Total,
 }
 
 impl Metrics {
@@ -119,6 +121,8 @@ impl Metrics {
             adopted: Total::default(),
             rotated: Total::default(),
             closed: Total::default(),
+            orphans: Gauge::default(),
+            orphans_closed: Total::default(),
         };
         metrics.register();
         for error in ReconcileError::ALL {
@@ -155,10 +159,13 @@ impl Metrics {
             ("opentunnel_tunnels_adopted_total", "Open tunnels found by their owner tag and taken over", &self.adopted),
             ("opentunnel_tunnels_closed_total", "Tunnels closed in AWS by the operator", &self.closed),
             ("opentunnel_token_rotations_total", "Rotations of access tokens", &self.rotated),
+            ("opentunnel_orphans_closed_total", "Tunnels closed that no Tunnel owned", &self.orphans_closed),
         ];
         for (name, help, total) in totals {
             r.register(name, help, total.clone());
         }
+        let help = "Open tunnels of this cluster's that no Tunnel owns, by the last round";
+        r.register("opentunnel_orphans", help, self.orphans.clone());
         r.register_collector(Box::new(live.clone()));
         r.register_collector(Box::new(Process::starts_now()));
     }
@@ -195,6 +202,16 @@ impl Metrics {
     /// A tunnel was adopted.
     pub fn adopted(&self) {
         self.adopted.0.inc();
+    }
+
+    /// So many tunnels that no Tunnel owns are open.
+    pub fn orphans(&self, count: usize) {
+        self.orphans.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// One of them was closed.
+    pub fn orphan_closed(&self) {
+        self.orphans_closed.0.inc();
     }
 
     /// Where the pacer of an operation notes how long each call waited, in seconds.

@@ -2,7 +2,8 @@
 //!
 //! A reconcile never waits in the queue. It takes a ticket and returns; the pacer wakes the Tunnel
 //! when its turn has come. Within a namespace the order is creationTimestamp (so it is the same
-//! after a restart), and the namespaces take turns, so that none can starve another.
+//! after a restart), and the namespaces take turns, so that none can starve another. A key without a
+//! namespace is no Tunnel's: its turn comes when nobody else waits.
 //!
 //! After LimitExceededException or throttling the gate shuts: then one probe at a time goes through,
 //! after an exponential backoff with full jitter; a success opens the gate again.
@@ -326,10 +327,14 @@ impl State {
         Next::Grant(key)
     }
 
-    /// The first of the namespace that comes after the one that had the last turn.
+    /// The first of the namespace that comes after the one that had the last turn; in the end, of none.
     fn pop(&mut self) -> Option<Key> {
-        let after = (Bound::Excluded(self.last_namespace.clone()), Bound::Unbounded);
-        let namespace = self.queues.range(after).next().or_else(|| self.queues.iter().next())?.0.clone();
+        let first = |after: &str| {
+            let mut rest = self.queues.range((Bound::Excluded(after.to_owned()), Bound::Unbounded));
+            rest.next().map(|(namespace, _)| namespace.clone())
+        };
+        let namespace = first(&self.last_namespace).or_else(|| first(""));
+        let namespace = namespace.or_else(|| self.queues.keys().next().cloned())?;
         let queue = self.queues.get_mut(&namespace)?;
         let (_, key) = queue.pop_first()?;
         if queue.is_empty() {

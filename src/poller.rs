@@ -1,10 +1,12 @@
 //! The one who asks AWS what there is. Nothing is polled per Tunnel that can be polled once: a round
 //! of ListTunnels serves all Tunnels, those whose tunnel may have been closed by somebody else and
-//! those that look for a tunnel that an earlier attempt may have opened.
+//! those that look for a tunnel that an earlier attempt may have opened. The sweep of orphans has no other.
 
 use crate::aws::Aws;
 use crate::clock::{self, Mono};
 use crate::crd::State;
+use crate::orphans::Candidate;
+use crate::orphans::sightings::{Owners, Sightings, Told};
 use crate::pacer::Key;
 use crate::tunnels::{CallError, Found, Heard, Owner, Search, Summary, TunnelId, Word};
 use jiff::{SignedDuration, Timestamp};
@@ -23,6 +25,11 @@ const SPACING: Duration = Duration::from_millis(102);
 const GATHER: Duration = Duration::from_millis(50);
 /// The longest pause after a read that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Tunnels that no Tunnel has are described while nobody else asks for anything, at a fifth of AWS's quota: an
+/// account may have thousands.
+const UNKNOWN_SPACING: Duration = Duration::from_millis(500);
+/// Where no Tunnel has a tunnel, only every so many'th round is listed, for what may be left of Tunnels.
+const IDLE_ROUNDS: u32 = 5;
 
 /// A Tunnel's tunnel that is thought to be open.
 #[derive(Clone)]
@@ -42,6 +49,8 @@ pub struct Rounds {
     /// Every Tunnel with an open tunnel is woken in each round, whatever AWS says: nothing else would make it look
     /// at its Secrets.
     pub wake_all: bool,
+    /// Open tunnels that no Tunnel has are described once they were seen for so long. `None`: never.
+    pub unknown_after: Option<Duration>,
 }
 
 /// The poller.
@@ -52,6 +61,7 @@ pub struct Poller {
     start: Instant,
     state: Mutex<Shared>,
     asked: Notify,
+    listed: Notify,
     wake: mpsc::UnboundedSender<Key>,
 }
 
@@ -64,8 +74,9 @@ struct Shared {
     failing: Option<CallError>,
     /// What describing a Tunnel's tunnel fails with.
     undescribed: HashMap<Key, CallError>,
-    /// Owners of open tunnels, while somebody searches: each is described once.
-    owners: HashMap<TunnelId, Option<Owner>>,
+    /// Owners of open tunnels: while somebody searches, and where it is settled. Each is described once.
+    owners: Owners,
+    sightings: Sightings,
 }
 
 struct Searching {
@@ -84,7 +95,10 @@ impl Poller {
     /// A poller for the tunnels of `cluster`, with rounds while there is something to look at. `start`
     /// is where [`Mono`] counts from.
     pub fn new(aws: Aws, cluster: String, rounds: Rounds, start: Instant, wake: mpsc::UnboundedSender<Key>) -> Self {
-        Self { aws, cluster, rounds, start, state: Mutex::default(), asked: Notify::new(), wake }
+        let sightings = Sightings::new(rounds.unknown_after.unwrap_or_default());
+        let state = Mutex::new(Shared { sightings, ..Shared::default() });
+        let (asked, listed) = (Notify::new(), Notify::new());
+        Self { aws, cluster, rounds, start, state, asked, listed, wake }
     }
 
     /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
@@ -126,27 +140,54 @@ impl Poller {
         state.undescribed.remove(key);
     }
 
+    /// Returns after a round that has listed all tunnels (after one since it was last waited for, at once).
+    pub async fn listed(&self) {
+        self.listed.notified().await;
+    }
+
+    /// Open tunnels with this cluster's owner tag that no Tunnel has, by the last round.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let (now, state) = (self.now(), self.lock());
+        state.sightings.candidates(&self.cluster, &state.owners, now)
+    }
+
+    /// DescribeTunnel has told anew whose a tunnel is, when it was asked then.
+    pub fn tell(&self, id: &TunnelId, owner: Option<Owner>, asked: Mono) {
+        self.lock().owners.insert(id.clone(), Told { owner, asked });
+    }
+
     /// Polls for ever. `watched` names the tunnels that are thought to be open.
     pub async fn run(&self, watched: impl Fn() -> Vec<Watched>) {
         let mut last_round: Option<Instant> = None;
-        let mut failures: u32 = 0;
+        let (mut failures, mut idle): (u32, u32) = (0, 0);
         loop {
             let due = last_round.map_or(Duration::ZERO, |at| self.rounds.interval.saturating_sub(at.elapsed()));
             if !self.is_asked() {
+                let any_unknown = self.lock().sightings.is_any_due();
+                let pause = if any_unknown { due.min(UNKNOWN_SPACING) } else { due };
                 tokio::select! {
-                    () = tokio::time::sleep(due) => {}
+                    () = tokio::time::sleep(pause) => {}
                     () = self.asked.notified() => tokio::time::sleep(GATHER).await,
                 }
             }
             let round_due = last_round.is_none_or(|at| at.elapsed() >= self.rounds.interval);
+            if !round_due && !self.is_asked() {
+                self.describe_unknown().await;
+                continue;
+            }
             let watched = if round_due { watched() } else { Vec::new() };
+            if round_due {
+                idle = if watched.is_empty() { idle + 1 } else { 0 };
+            }
+            let for_orphans = self.rounds.unknown_after.is_some() && round_due && idle.is_multiple_of(IDLE_ROUNDS);
+            let complete = for_orphans || !watched.is_empty();
             let described = self.describe_asked().await;
             let searching = self.is_searching();
-            let outcome = if searching || !watched.is_empty() { self.round(&watched).await } else { Ok(()) };
+            let outcome = if searching || complete { self.round(&watched, complete).await } else { Ok(()) };
             if round_due && outcome.is_ok() {
                 last_round = Some(Instant::now());
             }
-            if searching || !watched.is_empty() {
+            if searching || complete {
                 self.note_failure(outcome.as_ref().err());
             }
             if described && outcome.is_ok() {
@@ -213,8 +254,8 @@ impl Poller {
         }
     }
 
-    /// One listing, and what follows from it for everybody.
-    async fn round(&self, watched: &[Watched]) -> Result<(), CallError> {
+    /// One listing, and what follows from it for everybody. `complete`: of all tunnels that may be open.
+    async fn round(&self, watched: &[Watched], complete: bool) -> Result<(), CallError> {
         let started = self.now();
         let searches: Vec<(Key, Timestamp)> = self
             .lock()
@@ -227,13 +268,32 @@ impl Poller {
         let created = searches.iter().map(|(_, created)| *created).min();
         let created = created.and_then(|c| c.saturating_sub(CLOCKS_DIFFER).ok());
         // A search alone need not go back beyond what it searches for.
-        let until = created.filter(|_| watched.is_empty()).map_or(oldest, |c| c.max(oldest));
+        let until = created.filter(|_| !complete).map_or(oldest, |c| c.max(oldest));
         let listed = self.list(until).await?;
         match created {
             Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
-            None => self.lock().owners.clear(),
+            None => {
+                let Shared { owners, sightings, .. } = &mut *self.lock();
+                owners.retain(|id, told| sightings.is_settled(id, told));
+            }
         }
-        self.compare(watched, &listed, started).await
+        self.compare(watched, &listed, started).await?;
+        if complete && self.rounds.unknown_after.is_some() {
+            let Shared { owners, sightings, .. } = &mut *self.lock();
+            sightings.note(&listed, watched.iter().map(|w| &w.id), owners, self.now());
+            self.listed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Describes one of those that no Tunnel has. When that fails, the others wait for the next round too.
+    async fn describe_unknown(&self) {
+        let due = self.lock().sightings.next_due();
+        let Some(id) = due else { return };
+        if let Err(error) = self.owner(&id).await {
+            tracing::warn!(tunnel_id = %id, %error, "AWS cannot be asked whose a tunnel is; trying again");
+            self.lock().sightings.put_off();
+        }
     }
 
     async fn list(&self, until: Timestamp) -> Result<Vec<Summary>, CallError> {
@@ -280,14 +340,15 @@ impl Poller {
     }
 
     async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
-        if let Some(owner) = self.lock().owners.get(id) {
-            return Ok(owner.clone());
+        if let Some(told) = self.lock().owners.get(id) {
+            return Ok(told.owner.clone());
         }
+        let asked = self.now();
         let described = self.aws.describe(id).await?;
         let owner = described.owner.filter(|_| matches!(described.word, Word::Open { .. }));
         // A tunnel that was just opened may not be known everywhere: it is asked for again.
         if described.word != Word::NotFound {
-            self.lock().owners.insert(id.clone(), owner.clone());
+            self.tell(id, owner.clone(), asked);
         }
         tokio::time::sleep(SPACING).await;
         Ok(owner)

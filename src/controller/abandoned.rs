@@ -75,13 +75,9 @@ async fn try_close(ctx: &Context, key: &Key, ticket: &Key, tunnel: &TunnelRef, b
             return false;
         }
     }
-    ctx.close.begin(ticket);
-    let outcome = ctx.aws.close(&tunnel.id).await;
-    ctx.close.end(ticket, &outcome);
-    let error = match outcome {
+    let error = match ctx.close_tunnel(ticket, &tunnel.id).await {
         Ok(()) => {
             tracing::info!(tunnel_id = %tunnel.id, "closed a tunnel that was opened in vain");
-            ctx.open.probe_now();
             return true;
         }
         Err(error) => error,

@@ -195,12 +195,7 @@ impl Act<'_> {
             Ok(Owned::No) => return self.leave(&tunnel.id).await,
             Err(error) => return self.parted(tunnel, opened_at, Err(error), "DescribeTunnel", "", "").await,
         }
-        self.ctx.close.begin(&self.desired.key);
-        let outcome = self.ctx.aws.close(&tunnel.id).await;
-        self.ctx.close.end(&self.desired.key, &outcome);
-        if outcome.is_ok() {
-            self.ctx.open.probe_now();
-        }
+        let outcome = self.ctx.close_tunnel(&self.desired.key, &tunnel.id).await;
         self.parted(tunnel, opened_at, outcome, "CloseTunnel", "Closed", "is closed").await;
     }
 

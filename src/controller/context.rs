@@ -13,11 +13,12 @@ use crate::crd::{MANAGER, Tunnel};
 use crate::metrics::Metrics;
 use crate::pacer::{Key, Pacer};
 use crate::poller::{self, Poller};
-use crate::tunnels::{Operation, TunnelRef};
+use crate::tunnels::{CallError, Operation, TunnelId, TunnelRef};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -153,6 +154,8 @@ pub struct Parts {
     pub poll_interval: Duration,
     /// Secrets are watched. If not, each Tunnel looks at its own at every poll.
     pub watch_secrets: bool,
+    /// Tunnels that no Tunnel has are looked at.
+    pub look_for_orphans: bool,
     /// See [`Context::metrics`].
     pub metrics: Arc<Metrics>,
 }
@@ -170,7 +173,11 @@ impl Context {
         let poller = Poller::new(
             parts.aws.clone(),
             parts.cluster.clone(),
-            poller::Rounds { interval: parts.poll_interval, wake_all: !parts.watch_secrets },
+            poller::Rounds {
+                interval: parts.poll_interval,
+                wake_all: !parts.watch_secrets,
+                unknown_after: parts.look_for_orphans.then_some(parts.limits.recovery_grace),
+            },
             start,
             wake.clone(),
         );
@@ -195,7 +202,7 @@ impl Context {
         (Arc::new(context), woken, to_close)
     }
 
-    pub(super) fn mono(&self) -> Mono {
+    pub(crate) fn mono(&self) -> Mono {
         Mono(self.start.elapsed())
     }
 
@@ -231,7 +238,7 @@ impl Context {
     }
 
     /// A request to the API server, with a time limit.
-    pub(super) async fn api<T>(
+    pub(crate) async fn api<T>(
         &self,
         what: &'static str,
         request: impl Future<Output = kube::Result<T>>,
@@ -240,15 +247,32 @@ impl Context {
         answer.map_err(|source| Error::Api { what, source })
     }
 
+    /// CloseTunnel, whose turn `ticket` has.
+    pub(crate) async fn close_tunnel(&self, ticket: &Key, id: &TunnelId) -> Result<(), CallError> {
+        self.close.begin(ticket);
+        let outcome = self.aws.close(id).await;
+        self.close.end(ticket, &outcome);
+        if outcome.is_ok() {
+            self.open.probe_now();
+        }
+        outcome
+    }
+
+    /// Publishes an event of a Tunnel.
+    pub(super) async fn event(&self, tunnel: &Tunnel, note: Note) {
+        self.event_about(tunnel.object_ref(&()), note).await;
+    }
+
     /// Publishes an event. It is told once and may be lost: nothing depends on it. (kube's Recorder
     /// repeats the note of an earlier event, and fails for names of more than 236 characters.)
-    pub(super) async fn event(&self, tunnel: &Tunnel, note: Note) {
+    pub(crate) async fn event_about(&self, regarding: ObjectReference, note: Note) {
+        let namespace = regarding.namespace.clone().unwrap_or_default();
         let mut text = note.note;
         text.truncate(text.floor_char_boundary(1024)); // events.k8s.io/v1: at most 1 kB
         let event = Event {
             metadata: ObjectMeta {
                 generate_name: Some("tunnel-".into()),
-                namespace: tunnel.namespace(),
+                namespace: Some(namespace.clone()),
                 ..ObjectMeta::default()
             },
             action: Some(note.reason.clone()),
@@ -256,12 +280,12 @@ impl Context {
             note: Some(text),
             type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
             event_time: Some(MicroTime(Timestamp::now())),
-            regarding: Some(tunnel.object_ref(&())),
+            regarding: Some(regarding),
             reporting_controller: Some(MANAGER.into()),
             reporting_instance: Some(MANAGER.into()),
             ..Event::default()
         };
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &tunnel.namespace().unwrap_or_default());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         if let Err(error) = self.api("publish an event", api.create(&Default::default(), &event)).await {
             tracing::debug!(%error, "an event was lost");
         }

@@ -228,8 +228,13 @@ impl Watch {
         self.store.state()
     }
 
+    /// The namespace that it watches; `None`: all.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Whether it watches a namespace.
-    fn covers(&self, namespace: &str) -> bool {
+    pub fn covers(&self, namespace: &str) -> bool {
         self.namespace.as_deref().is_none_or(|n| n == namespace)
     }
 

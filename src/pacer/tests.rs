@@ -60,6 +60,26 @@ async fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_of_no_namespace_waits_until_nobody_else_does() {
+    let (pacer, mut woken) = pacer(1.0);
+    pacer.take(&key("", "last"), created(0));
+    for (namespace, name) in [("a", "a1"), ("b", "b1"), ("a", "a2")] {
+        pacer.take(&key(namespace, name), created(9));
+    }
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        let key = woken.recv().await.unwrap();
+        pacer.begin(&key);
+        pacer.end(&key, &Ok(()));
+        if key.name == "b1" {
+            pacer.take(&self::key("c", "c1"), created(9));
+        }
+        order.push(key.name);
+    }
+    assert_eq!(order, ["a1", "b1", "c1", "a2", "last"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_call_keeps_its_place_and_the_gate_lets_one_probe_through_at_a_time() {
     let (pacer, mut woken) = pacer(1000.0);
     for name in ["1", "2", "3"] {
