@@ -9,6 +9,7 @@ mod end_of_life;
 mod main_job;
 mod matrix;
 mod metrics;
+mod orphans;
 mod pacing;
 mod recovery;
 mod rights;
