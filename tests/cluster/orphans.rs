@@ -256,7 +256,9 @@ async fn foreign_tunnels_are_described_once_however_often_they_are_listed_or_sea
     // Never more than a fifth of AWS's quota.
     let at: Vec<_> = calls.iter().filter(|c| c.operation == "DescribeTunnel").map(|c| c.at).collect();
     assert!(at.windows(2).all(|two| two[1].duration_since(two[0]).as_millis() >= 480), "{at:?}");
-    println!("figure: orphans, foreign tunnels | {FOREIGN} tunnels, {rounds} rounds, {FOREIGN} DescribeTunnel, 0 writes");
+    println!(
+        "figure: orphans, foreign tunnels | {FOREIGN} tunnels, {rounds} rounds, {FOREIGN} DescribeTunnel, 0 writes"
+    );
 }
 
 #[tokio::test]
