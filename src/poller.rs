@@ -95,10 +95,8 @@ impl Poller {
     /// A poller for the tunnels of `cluster`, with rounds while there is something to look at. `start`
     /// is where [`Mono`] counts from.
     pub fn new(aws: Aws, cluster: String, rounds: Rounds, start: Instant, wake: mpsc::UnboundedSender<Key>) -> Self {
-        let sightings = Sightings::new(rounds.unknown_after.unwrap_or_default());
-        let state = Mutex::new(Shared { sightings, ..Shared::default() });
         let (asked, listed) = (Notify::new(), Notify::new());
-        Self { aws, cluster, rounds, start, state, asked, listed, wake }
+        Self { aws, cluster, rounds, start, state: Mutex::default(), asked, listed, wake }
     }
 
     /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
@@ -147,8 +145,8 @@ impl Poller {
 
     /// Open tunnels with this cluster's owner tag that no Tunnel has, by the last round.
     pub fn candidates(&self) -> Vec<Candidate> {
-        let (now, state) = (self.now(), self.lock());
-        state.sightings.candidates(&self.cluster, &state.owners, now)
+        let (state, grace) = (self.lock(), self.rounds.unknown_after.unwrap_or(Duration::MAX));
+        state.sightings.candidates(&self.cluster, &state.owners, grace, self.now())
     }
 
     /// DescribeTunnel has told anew whose a tunnel is, when it was asked then.
@@ -273,14 +271,15 @@ impl Poller {
         match created {
             Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
             None => {
+                let grace = self.rounds.unknown_after.unwrap_or_default();
                 let Shared { owners, sightings, .. } = &mut *self.lock();
-                owners.retain(|id, told| sightings.is_settled(id, told));
+                owners.retain(|id, told| sightings.is_settled(id, told, grace));
             }
         }
         self.compare(watched, &listed, started).await?;
-        if complete && self.rounds.unknown_after.is_some() {
+        if let Some(grace) = self.rounds.unknown_after.filter(|_| complete) {
             let Shared { owners, sightings, .. } = &mut *self.lock();
-            sightings.note(&listed, watched.iter().map(|w| &w.id), owners, self.now());
+            sightings.note(&listed, watched.iter().map(|w| &w.id), owners, grace, self.now());
             self.listed.notify_one();
         }
         Ok(())

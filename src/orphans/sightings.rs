@@ -24,7 +24,6 @@ pub type Owners = HashMap<TunnelId, Told>;
 /// The open tunnels that no Tunnel has.
 #[derive(Default)]
 pub struct Sightings {
-    grace: Duration,
     seen: HashMap<TunnelId, Sighting>,
     /// Those that are described until the next round.
     due: Vec<TunnelId>,
@@ -37,19 +36,16 @@ struct Sighting {
     since: Mono,
 }
 
+/// Whoever is seen for `grace` is described: by then it is settled in AWS what its tags are, and a Tunnel that has
+/// just opened one has recorded it.
 impl Sightings {
-    /// None yet. Whoever is seen for `grace` is described: by then it is settled in AWS what its tags are, and a
-    /// Tunnel that has just opened one has recorded it.
-    pub fn new(grace: Duration) -> Self {
-        Self { grace, ..Self::default() }
-    }
-
     /// A complete listing, and those tunnels that Tunnels have. What is not listed any more is forgotten.
     pub fn note<'a>(
         &mut self,
         listed: &[Summary],
         had: impl IntoIterator<Item = &'a TunnelId>,
         owners: &Owners,
+        grace: Duration,
         now: Mono,
     ) {
         let had: HashSet<_> = had.into_iter().collect();
@@ -63,7 +59,7 @@ impl Sightings {
             }
         }
         let is_due = |(id, sighting): &(&TunnelId, &Sighting)| {
-            now >= sighting.since + self.grace && !owners.get(id).is_some_and(|told| self.is_settled(id, told))
+            now >= sighting.since + grace && !owners.get(id).is_some_and(|told| self.is_settled(id, told, grace))
         };
         let mut due: Vec<_> = self.seen.iter().filter(is_due).collect();
         due.sort_by_key(|(_, sighting)| sighting.created_at);
@@ -73,8 +69,8 @@ impl Sightings {
 
     /// Whether what was told of a tunnel's owner holds as long as the tunnel is listed. (What was told of one
     /// that is new to AWS may lack a tag yet.)
-    pub fn is_settled(&self, id: &TunnelId, told: &Told) -> bool {
-        self.seen.get(id).is_some_and(|sighting| told.asked >= sighting.since + self.grace)
+    pub fn is_settled(&self, id: &TunnelId, told: &Told, grace: Duration) -> bool {
+        self.seen.get(id).is_some_and(|sighting| told.asked >= sighting.since + grace)
     }
 
     /// Whether there are any to describe.
@@ -93,9 +89,9 @@ impl Sightings {
     }
 
     /// Those with an owner tag of `cluster`, the oldest first.
-    pub fn candidates(&self, cluster: &str, owners: &Owners, now: Mono) -> Vec<Candidate> {
+    pub fn candidates(&self, cluster: &str, owners: &Owners, grace: Duration, now: Mono) -> Vec<Candidate> {
         let candidate = |(id, sighting): (&TunnelId, &Sighting)| {
-            let told = owners.get(id).filter(|told| self.is_settled(id, told))?;
+            let told = owners.get(id).filter(|told| self.is_settled(id, told, grace))?;
             Some(Candidate {
                 tunnel: sighting.tunnel.clone(),
                 owner: told.owner.clone().filter(|owner| owner.cluster == cluster)?,

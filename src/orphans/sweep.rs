@@ -10,7 +10,7 @@ use crate::controller::context::{Context, Error};
 use crate::controller::status::Note;
 use crate::controller::watch::Watch;
 use crate::crd::Tunnel;
-use crate::pacer::Key;
+use crate::pacer::{Key, Pacer};
 use crate::tunnels::{CallError, TunnelId, Word};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -38,6 +38,27 @@ pub struct Sweep {
 #[derive(Default)]
 struct Readings(HashMap<String, (Mono, Vec<Known>)>);
 
+/// A ticket that is given back whatever happens: the sweep may be ended at any await.
+struct Ticket<'a> {
+    pacer: &'a Pacer,
+    key: Key,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.pacer.give_back(&self.key);
+    }
+}
+
+/// Who sweeps no more knows of no orphans.
+struct Sweeping(Arc<Context>);
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        self.0.metrics.orphans(0);
+    }
+}
+
 impl Sweep {
     /// A sweep of the namespaces that are watched.
     pub fn new(ctx: &Arc<Context>, watches: &Arc<Vec<Watch>>, mode: CloseOrphans) -> Self {
@@ -49,8 +70,10 @@ impl Sweep {
         Self { ctx: ctx.clone(), watches: watches.clone(), mode, scope, told: HashSet::new() }
     }
 
-    /// Sweeps after each round, for ever; does nothing where nobody wants it.
+    /// Sweeps after each round, for ever; does nothing where nobody wants it. It may be dropped at any time, and
+    /// run again.
     pub async fn run(&mut self) {
+        let _sweeping = Sweeping(self.ctx.clone());
         while self.mode != CloseOrphans::False {
             self.ctx.poller.listed().await;
             self.sweep().await;
@@ -125,7 +148,7 @@ impl Sweep {
     /// Closes one, when nobody else wants to close any. Whether it is closed.
     async fn close(&self, candidate: Candidate, readings: &mut Readings) -> bool {
         let id = candidate.tunnel.id.clone();
-        let ticket = Key { namespace: String::new(), name: String::new(), uid: id.to_string() };
+        let key = Key { namespace: String::new(), name: String::new(), uid: id.to_string() };
         loop {
             let (since, shown) = match self.confirm(&candidate, readings).await {
                 Ok(Some(confirmed)) => confirmed,
@@ -135,14 +158,14 @@ impl Sweep {
                     return false;
                 }
             };
-            self.ctx.close.acquire(&ticket, Timestamp::now()).await;
+            let ticket = Ticket { pacer: &self.ctx.close, key: key.clone() };
+            self.ctx.close.acquire(&key, Timestamp::now()).await;
             let (late, stops) = (self.ctx.mono() >= since + FRESH, self.ctx.stopping.load(Ordering::Relaxed));
             if !late && !stops {
-                let outcome = self.ctx.close_tunnel(&ticket, &id).await;
-                self.ctx.close.give_back(&ticket);
+                let outcome = self.ctx.close_tunnel(&key, &id).await;
+                drop(ticket);
                 return self.closed(&candidate, &shown, outcome).await;
             }
-            self.ctx.close.give_back(&ticket);
             if stops {
                 return false;
             }

@@ -130,9 +130,9 @@ fn each_unknown_tunnel_is_described_once_when_it_was_seen_for_the_grace() {
     let open = |id, created| listed(id, State::Open, created);
     let list = [open("had", 40), open("new", 30), open("old", 20), listed("closed", State::Closed, 10)];
     let had = [TunnelId("had".into())];
-    let (mut sightings, mut owners) = (Sightings::new(GRACE), Owners::new());
+    let (mut sightings, mut owners) = (Sightings::default(), Owners::new());
     let due = |sightings: &mut Sightings, owners: &Owners, list: &[Summary], at| {
-        sightings.note(list, &had, owners, mono(at));
+        sightings.note(list, &had, owners, GRACE, mono(at));
         std::iter::from_fn(|| sightings.next_due()).map(|id| id.0).collect::<Vec<_>>()
     };
     assert_eq!(due(&mut sightings, &owners, &list, 100), [""; 0]);
@@ -153,14 +153,14 @@ fn each_unknown_tunnel_is_described_once_when_it_was_seen_for_the_grace() {
 #[test]
 fn a_candidate_has_this_clusters_tag_and_its_age_is_by_what_aws_has_told() {
     let list = [listed("foreign", State::Open, 900), listed("mine", State::Open, 500)];
-    let (mut sightings, mut owners) = (Sightings::new(GRACE), Owners::new());
-    sightings.note(&list, [], &owners, mono(0));
+    let (mut sightings, mut owners) = (Sightings::default(), Owners::new());
+    sightings.note(&list, [], &owners, GRACE, mono(0));
     owners.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 29));
-    assert_eq!(sightings.candidates("cluster", &owners, mono(60)), [], "it was described too early");
+    assert_eq!(sightings.candidates("cluster", &owners, GRACE, mono(60)), [], "it was described too early");
     owners.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 30));
     owners.insert(TunnelId("foreign".into()), described(None, 30));
-    let [only] = &sightings.candidates("cluster", &owners, mono(60))[..] else { panic!("one candidate") };
+    let [only] = &sightings.candidates("cluster", &owners, GRACE, mono(60))[..] else { panic!("one candidate") };
     assert_eq!((&only.tunnel.id.0[..], only.created_at, only.aws_time), ("mine", time(500), time(901)));
     assert_eq!(only.seen, Duration::from_secs(60));
-    assert_eq!(sightings.candidates("another", &owners, mono(60)), []);
+    assert_eq!(sightings.candidates("another", &owners, GRACE, mono(60)), []);
 }
