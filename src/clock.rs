@@ -8,7 +8,7 @@ pub const TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Monotonic time since the process started. Waits that safety depends on are measured by it: a
 /// clock that is set, or is wrong, cannot shorten them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mono(pub Duration);
 
 impl std::ops::Add<Duration> for Mono {

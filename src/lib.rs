@@ -13,6 +13,7 @@ pub mod config;
 pub mod controller;
 pub mod crd;
 pub mod kubernetes;
+pub mod leader;
 pub mod metrics;
 pub mod orphans;
 pub mod pacer;
