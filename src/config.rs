@@ -32,6 +32,11 @@ pub struct Run {
     /// [default: the UID of namespace kube-system]
     #[arg(long, env = "OPENTUNNEL_CLUSTER_ID", value_parser = cluster_id)]
     pub cluster_id: Option<String>,
+    /// Work only while holding the Lease opentunnel-operator, so that several replicas may run: one leads, the
+    /// others stand by. It is in the namespace that POD_NAMESPACE names, else the kubeconfig context's (in a Pod:
+    /// the ServiceAccount's), else default. false: lead at once, whoever else does
+    #[arg(long, env = "OPENTUNNEL_LEADER_ELECT", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub leader_elect: bool,
     /// OpenTunnel calls per second (AWS's default quota)
     #[arg(long, env = "OPENTUNNEL_OPEN_RATE", default_value = "1", value_parser = rate)]
     pub open_rate: f64,

@@ -61,6 +61,13 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
     for _ in 0..MAX_STEPS {
         // 1. What the object says. Needs nobody.
         let desired = validate::validate(&view.tunnel)?;
+        // Who does not lead begins nothing, but finishes what it has in hand.
+        let term = ctx.term();
+        match term {
+            Some(since) => memory.led_since(since),
+            None if memory.in_hand(&desired) => {}
+            None => return Ok(stand_by(ctx, &desired)),
+        }
         // 2. What else there is. Reads the Secrets, unless they were read already.
         // A deletion needs none: no trouble with Secrets may hold it up.
         let names = match desired.deleted_at {
@@ -75,7 +82,9 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
             memory.saw_creation = false;
         }
         memory.note(&desired, now);
-        let observed = observed(ctx, &desired, &view, secrets.as_deref().unwrap_or_default(), memory);
+        let mut observed = observed(ctx, &desired, &view, secrets.as_deref().unwrap_or_default(), memory);
+        // What was found before this process led may have been closed by another since.
+        observed.search = observed.search.filter(|search| term.is_some_and(|since| search.started >= since));
         // 3. What to do. Needs nobody.
         let decision = decide::decide(&desired, &observed, &ctx.limits, now);
         tracing::debug!(?decision);
@@ -86,6 +95,15 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
         if begins && ctx.stopping.load(Ordering::Relaxed) {
             return Ok(Action::await_change());
         }
+        let decision = match term {
+            // It may have passed on while this was found out.
+            _ if ctx.term() != term => continue,
+            Some(_) => decision,
+            None => match memory.without_the_lead(&desired, decision) {
+                Some(decision) => decision,
+                None => return Ok(stand_by(ctx, &desired)),
+            },
+        };
         last = Some(decision.clone());
         // 4. Do it: one effect. 5. Where it is a status write, status.rs says what is written.
         let mut act = Act { ctx, desired: &desired, view: &mut view, secrets: &mut secrets, memory, now };
@@ -95,6 +113,12 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
         }
     }
     Err(Error::Endless(MAX_STEPS, format!("{last:?}")))
+}
+
+/// Nothing is done here until this process leads: then all Tunnels are woken.
+fn stand_by(ctx: &Context, desired: &validate::Desired) -> Action {
+    ctx.give_back(&desired.key, None);
+    Action::await_change()
 }
 
 /// The watch may lag behind what this process has written.

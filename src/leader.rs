@@ -9,6 +9,7 @@ pub mod candidate;
 use crate::clock::Mono;
 use candidate::{Candidate, Holder, Next, Record, Right, Timing};
 use jiff::Timestamp;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
@@ -153,6 +154,20 @@ impl Election {
             told: None,
             trouble: None,
         }
+    }
+
+    /// A candidacy as the environment says: POD_NAMESPACE (else the context's namespace, which in a Pod is the
+    /// ServiceAccount's) has the Lease, POD_NAME is the name.
+    ///
+    /// # Errors
+    /// A text for people: rights are missing.
+    pub async fn from_env(client: &Client) -> Result<Self, String> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let namespace = set("POD_NAMESPACE").unwrap_or_else(|| client.default_namespace().into());
+        let hostname = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let name = set("POD_NAME").or_else(|| set("HOSTNAME")).or_else(hostname).unwrap_or_else(|| LEASE.into());
+        check_rights(client, &namespace).await?;
+        Ok(Self::new(client.clone(), &namespace, name.trim()))
     }
 
     /// Who leads.
@@ -340,8 +355,35 @@ impl Election {
     }
 }
 
+/// Asks the API server what this process may do with the Lease: a right that lacks would be noticed only when it is
+/// its turn to lead.
+async fn check_rights(client: &Client, namespace: &str) -> Result<(), String> {
+    for verb in ["get", "create", "update"] {
+        let attributes = ResourceAttributes {
+            group: Some("coordination.k8s.io".into()),
+            resource: Some("leases".into()),
+            // A create is asked for without a name.
+            name: (verb != "create").then(|| LEASE.into()),
+            namespace: Some(namespace.into()),
+            verb: Some(verb.into()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let review = SelfSubjectAccessReview { spec, ..Default::default() };
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+        // Who may not even ask is told when the request is refused.
+        let asked = timeout(CALL_LIMIT, reviews.create(&PostParams::default(), &review)).await;
+        if let Ok(Ok(SelfSubjectAccessReview { status: Some(status), .. })) = asked
+            && !status.allowed
+        {
+            return Err(missing_rights(&format!("no right to {verb} the Lease {LEASE} in namespace {namespace}")));
+        }
+    }
+    Ok(())
+}
+
 /// What to say where RBAC refuses.
-pub fn missing_rights(words: &str) -> String {
+fn missing_rights(words: &str) -> String {
     format!(
         "no leader can be elected ({words}): grant get, create and update on leases.coordination.k8s.io there, say with \
          POD_NAMESPACE in which namespace the Lease {LEASE} is to be, or run a single operator with --leader-elect=false"

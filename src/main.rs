@@ -13,6 +13,7 @@ use opentunnel_operator::controller::context::{Context, Parts};
 use opentunnel_operator::controller::observe::Limits;
 use opentunnel_operator::controller::scrape;
 use opentunnel_operator::controller::watch::{self, Watch};
+use opentunnel_operator::leader::{Election, Leadership};
 use opentunnel_operator::metrics::Metrics;
 use opentunnel_operator::orphans::sweep::Sweep;
 use opentunnel_operator::{crd, kubernetes, telemetry};
@@ -20,13 +21,15 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 /// The limit of each request at start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// After this time the lease is released, whatever is under way still.
+const HAND_OVER: Duration = Duration::from_secs(1);
 /// Tunnels that were listed at start are all in the queue by then, so that the oldest is first.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -69,7 +72,27 @@ async fn run(flags: Run) -> Result<(), String> {
         ctx = connect(&flags, metrics) => ctx?,
         () = &mut stopped => return Ok(()),
     };
-    let (ctx, woken, to_close) = ctx;
+    let (ctx, woken, to_close, election) = ctx;
+    let (resign, resigned) = tokio::sync::oneshot::channel::<()>();
+    // Who leads is known before anything is reconciled, if it can be.
+    let looked = election.as_ref().map(Election::looked);
+    let mut election = tokio::spawn(async {
+        match election {
+            Some(election) => election.run(resigned.map(drop)).await,
+            None => drop(resigned.await),
+        }
+    });
+    if let Some(mut looked) = looked {
+        tokio::select! {
+            _ = looked.wait_for(|looked| *looked) => {}
+            () = &mut stopped => {
+                drop(resign);
+                let _ = election.await;
+                return Ok(());
+            }
+        }
+    }
+    let started = Instant::now();
     let (stop, stopping) = tokio::sync::watch::channel(false);
     // Each once: two watches of a namespace would be two operators that share one memory.
     let named: BTreeSet<_> = flags.watch_namespace.iter().cloned().map(Some).collect();
@@ -95,9 +118,25 @@ async fn run(flags: Run) -> Result<(), String> {
             ready.store(true, Ordering::Relaxed);
             tracing::info!(region = shared.aws.region(), cluster_id = shared.cluster, "ready");
             tokio::time::sleep(GATHER).await;
-            let poll = shared.poller.run(|| watch::watched(&shared, &told));
-            // The sweep comes after a round of the poller's, and at no other time.
-            tokio::join!(poll, sweep.run(), shared.open.run(), shared.close.run(), shared.rotate.run())
+            let leading = async {
+                loop {
+                    let term = shared.leader.gained().await;
+                    // At start they are looked at without being woken.
+                    if term > started {
+                        watch::wake_all(&told);
+                        tokio::time::sleep(GATHER).await;
+                    }
+                    // The sweep comes after a round of the poller's, and at no other time.
+                    let poll = shared.poller.run(|| watch::watched(&shared, &told));
+                    let work = async { tokio::join!(poll, sweep.run(), shared.open.run()) };
+                    tokio::select! { _ = work => {}, () = shared.leader.lost(term) => {} }
+                    shared.poller.forget_all();
+                    // They give their tickets back.
+                    watch::wake_all(&told);
+                }
+            };
+            // Who does not lead takes no tickets; but it finishes what it has in hand.
+            tokio::join!(leading, shared.close.run(), shared.rotate.run());
         };
         tokio::join!(waking, serving)
     });
@@ -108,10 +147,22 @@ async fn run(flags: Run) -> Result<(), String> {
         _ = runs.join_next() => return Err(ended.into()),
         _ = &mut background => return Err(ended.into()),
         _ = &mut closer => return Err(ended.into()),
+        _ = &mut election => return Err(ended.into()),
     }
     ctx.stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
-    while runs.join_next().await.is_some() {}
+    // What is under way is finished first, as a rule; but nobody waits for a call that hangs.
+    let hands_over = async {
+        let finishing = async { while runs.join_next().await.is_some() {} };
+        tokio::pin!(finishing);
+        let finished = tokio::time::timeout(HAND_OVER, &mut finishing).await.is_ok();
+        let _ = resign.send(());
+        let _ = election.await;
+        if !finished {
+            finishing.await;
+        }
+    };
+    hands_over.await;
     // What was opened in vain is closed yet, as far as that can be done in the time of one call.
     drop(finish);
     let _ = tokio::time::timeout(flags.aws_timeout, closer).await;
@@ -124,6 +175,7 @@ type Connected = (
     Arc<Context>,
     tokio::sync::mpsc::UnboundedReceiver<opentunnel_operator::pacer::Key>,
     tokio::sync::mpsc::UnboundedReceiver<(opentunnel_operator::pacer::Key, opentunnel_operator::tunnels::TunnelRef)>,
+    Option<Election>,
 );
 
 /// Finds the cluster and AWS, and says what to do where one is missing.
@@ -143,12 +195,17 @@ async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String
     if flags.watch_secrets {
         check_secrets(&client, &flags.watch_namespace).await?;
     }
+    let election = match flags.leader_elect {
+        true => Some(Election::from_env(&client).await?),
+        false => None,
+    };
     let cluster = match &flags.cluster_id {
         Some(id) => id.clone(),
         None => cluster_id(&client).await?,
     };
     let aws = Aws::from_env(flags.aws_timeout, metrics.clone()).await.map_err(|e| e.to_string())?;
-    Ok(Context::new(Parts {
+    let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);
+    let (ctx, woken, to_close) = Context::new(Parts {
         client,
         aws,
         cluster,
@@ -159,7 +216,9 @@ async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String
         watch_secrets: flags.watch_secrets,
         look_for_orphans: flags.close_orphans != CloseOrphans::False,
         metrics,
-    }))
+        leader,
+    });
+    Ok((ctx, woken, to_close, election))
 }
 
 /// Without the rights to list them, the watch of Secrets would never be synced.

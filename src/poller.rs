@@ -154,6 +154,11 @@ impl Poller {
         self.lock().owners.insert(id.clone(), Told { owner, asked });
     }
 
+    /// Drops all that was heard: another process may have opened, closed and let go since.
+    pub fn forget_all(&self) {
+        *self.lock() = Shared::default();
+    }
+
     /// Polls for ever. `watched` names the tunnels that are thought to be open.
     pub async fn run(&self, watched: impl Fn() -> Vec<Watched>) {
         let mut last_round: Option<Instant> = None;

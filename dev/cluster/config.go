@@ -15,6 +15,7 @@ omitStages: [RequestReceived]
 rules:
 - level: None
   resources: [{group: coordination.k8s.io, resources: [leases]}]
+  namespaces: [kube-system]
 - level: None
   verbs: [get]
   nonResourceURLs: ["/readyz*", "/livez*", "/healthz*"]

@@ -10,6 +10,7 @@ use super::validate;
 use crate::aws::Aws;
 use crate::clock::{Mono, Now};
 use crate::crd::{MANAGER, Tunnel};
+use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::pacer::{Key, Pacer};
 use crate::poller::{self, Poller};
@@ -53,6 +54,8 @@ pub struct Context {
     pub start: Instant,
     /// Nothing new is begun any more.
     pub stopping: AtomicBool,
+    /// Whether this process leads: if not, nothing new is begun either.
+    pub leader: Arc<Leadership>,
     /// What is remembered of each Tunnel.
     pub memories: Memories,
     /// Which Secrets are whose.
@@ -158,6 +161,8 @@ pub struct Parts {
     pub look_for_orphans: bool,
     /// See [`Context::metrics`].
     pub metrics: Arc<Metrics>,
+    /// See [`Context::leader`].
+    pub leader: Arc<Leadership>,
 }
 
 /// AWS's quota for RotateTunnelAccessToken (Service Quotas: 10 a second).
@@ -193,6 +198,7 @@ impl Context {
             abandoned,
             start,
             stopping: AtomicBool::new(false),
+            leader: parts.leader,
             memories: Memories::default(),
             owned: Owned::default(),
             ours: Ours::default(),
@@ -200,6 +206,11 @@ impl Context {
             metrics: parts.metrics,
         };
         (Arc::new(context), woken, to_close)
+    }
+
+    /// Since when this process leads without a break; `None`: it does not.
+    pub(super) fn term(&self) -> Option<Mono> {
+        self.leader.since().map(|since| Mono(since.saturating_duration_since(self.start)))
     }
 
     pub(crate) fn mono(&self) -> Mono {

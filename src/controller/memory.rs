@@ -1,7 +1,7 @@
 //! How a process's memory of one Tunnel changes: by what the object shows, and by what its own writes and
 //! calls came to. Pure, so that the model checker goes through the very same changes.
 
-use super::decision::Change;
+use super::decision::{Change, Decision, Lane};
 use super::observe::{Answer, AnswerOf, Limits, Memory, Rotation, RotationStage};
 use super::validate::{Desired, Record};
 use crate::clock::{Mono, Now};
@@ -12,6 +12,63 @@ impl Memory {
     /// Of a Tunnel that is seen for the first time.
     pub fn new(saw_creation: bool, now: Mono) -> Self {
         Self { saw_creation, first_seen: now, ..Self::default() }
+    }
+
+    /// This process leads since then. Another may have led before, and opened and rotated, unseen by this one: what
+    /// was seen until then proves nothing, and what has to be waited for is waited for from then on. What this
+    /// process has in hand, or has sent itself, it keeps.
+    pub fn led_since(&mut self, term: Mono) {
+        if self.first_seen >= term {
+            return;
+        }
+        self.saw_creation = false;
+        self.first_seen = term;
+        if let Some((_, since)) = &mut self.claim {
+            *since = term;
+        }
+        for since in [&mut self.deleting, &mut self.expired].into_iter().flatten() {
+            *since = term;
+        }
+        if let Some((_, since)) = &mut self.unfinished {
+            *since = term;
+        }
+        self.trial = None;
+        self.failure = None;
+    }
+
+    /// Whether a process that does not lead has something to finish all the same: tokens in hand, or a Rotate of
+    /// its own that may have revoked those of a Ready Tunnel, which nobody else knows.
+    pub fn in_hand(&self, desired: &Desired) -> bool {
+        self.answer.is_some() || self.owes_rotation(desired)
+    }
+
+    fn owes_rotation(&self, desired: &Desired) -> bool {
+        let record = &desired.record;
+        let late = self.late_rotation.is_some_and(|generation| generation < record.token_generation);
+        late && record.reported == Some(Reason::Open) && desired.deleted_at.is_none()
+    }
+
+    /// What a process that does not lead does about a decision. `None`: nothing.
+    pub fn without_the_lead(&self, desired: &Desired, decision: Decision) -> Option<Decision> {
+        let Some(answer) = &self.answer else {
+            // The rotation is claimed; whoever leads makes it.
+            let claims = matches!(
+                decision,
+                Decision::Read
+                    | Decision::Queue(Lane::Rotate)
+                    | Decision::TryCreate { .. }
+                    | Decision::Record(Change::Rotating { .. })
+                    | Decision::Wait(_)
+            );
+            return Some(decision).filter(|_| claims && self.owes_rotation(desired));
+        };
+        // What it opened for a Tunnel that is being deleted it closes by itself, unless who leads has taken it over.
+        let unwanted = matches!(answer.of, AnswerOf::Open(_)) && desired.deleted_at.is_some();
+        match decision {
+            Decision::Read | Decision::Forget | Decision::Abandon(_) => Some(decision),
+            _ if unwanted => Some(Decision::Abandon(answer.tunnel.clone())),
+            _ => Some(decision),
+        }
     }
 
     /// Notes what the object shows, and since when. Pure.

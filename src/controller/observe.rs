@@ -81,7 +81,7 @@ pub struct Memory {
     /// This process saw its creation on a live watch, and nothing has vanished from it since: nobody
     /// can have opened anything for it unseen.
     pub saw_creation: bool,
-    /// When this process first saw it.
+    /// When this process first saw it; not before it led.
     pub first_seen: Mono,
     /// The last claim seen on it, and since when.
     pub claim: Option<(Attempt, Mono)>,

@@ -20,5 +20,5 @@ pub fn snapshot(ctx: &Context, watches: &[Watch]) -> Snapshot {
         queue(Operation::CloseTunnel, &ctx.close),
         queue(Operation::RotateTunnelAccessToken, &ctx.rotate),
     ];
-    Snapshot { tunnels, queues }
+    Snapshot { tunnels, queues, leads: ctx.leader.leads() }
 }

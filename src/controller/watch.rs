@@ -256,6 +256,16 @@ pub fn watched(ctx: &Context, watches: &[Watch]) -> Vec<Watched> {
     watches.iter().flat_map(|watch| watch.watched(ctx)).collect()
 }
 
+/// Wakes all Tunnels, the oldest first.
+pub fn wake_all(watches: &[Watch]) {
+    let mut all: Vec<_> =
+        watches.iter().flat_map(|watch| watch.tunnels().into_iter().map(move |t| (watch, t))).collect();
+    all.sort_by_key(|(_, tunnel)| tunnel.creation_timestamp());
+    for (watch, tunnel) in all {
+        let _ = watch.wake.send(ObjectRef::from_obj(&tunnel));
+    }
+}
+
 /// Hands the keys of those to be woken to their watches.
 pub async fn wake(watches: &[Watch], mut woken: mpsc::UnboundedReceiver<Key>) {
     while let Some(key) = woken.recv().await {

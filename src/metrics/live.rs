@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub tunnels: ByReason,
     /// The queues of the paced operations.
     pub queues: [Queue; 3],
+    /// This process leads.
+    pub leads: bool,
 }
 
 /// Tunnels, counted by the reason of their main condition.
@@ -73,7 +75,9 @@ impl fmt::Debug for Live {
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Snapshot { tunnels, queues } = source();
+        let Snapshot { tunnels, queues, leads } = source();
+        let help = "1 while this process leads, 0 while it stands by.";
+        gauge(&mut encoder, "opentunnel_leader", help, Some(u64::from(leads)))?;
         let help = "Tunnels in Kubernetes, by the reason of their main condition.";
         let mut family = encoder.encode_descriptor("opentunnel_tunnels", help, None, Gauge)?;
         for reason in Reason::ALL.into_iter() {

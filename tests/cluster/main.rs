@@ -6,6 +6,7 @@ mod crash;
 mod crd;
 mod deploy;
 mod end_of_life;
+mod leader;
 mod main_job;
 mod matrix;
 mod metrics;

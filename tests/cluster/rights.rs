@@ -1,6 +1,6 @@
 //! RBAC: what the operator and its users may do, and that none of it is too much.
 
-use crate::support::control_plane::ControlPlane;
+use crate::support::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use crate::support::namespace::main_condition;
 use crate::support::{LIMIT, World};
 use serde_json::{Value, json};
@@ -37,6 +37,14 @@ async fn the_operator_may_do_this_and_no_more() {
         "tunnels.opentunnel.dev/status [] [] [patch]",
     ];
     assert_eq!(rights.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    // In its own namespace, for the election of a leader.
+    let verbs = ["get", "create", "update", "list", "watch", "patch", "delete"];
+    let mut granted = Vec::new();
+    for verb in verbs {
+        let may = ["auth", "can-i", verb, "leases.coordination.k8s.io", "--as", OPERATOR, "-n", SYSTEM_NAMESPACE];
+        granted.extend((world.kubectl(&may).await.out.trim() == "yes").then_some(verb));
+    }
+    assert_eq!(granted, verbs[..3]);
 }
 
 #[tokio::test]
@@ -72,7 +80,11 @@ async fn who_may_edit_or_view_a_namespace_may_do_so_with_its_tunnels_but_not_wit
 
 /// The rules of the operator's ClusterRole.
 async fn rules(world: &World) -> Vec<Value> {
-    let said = world.kubectl(&["get", "clusterrole", "opentunnel-operator", "-o", "json"]).await;
+    rules_of(world, "clusterrole").await
+}
+
+async fn rules_of(world: &World, kind: &str) -> Vec<Value> {
+    let said = world.kubectl(&["get", kind, "opentunnel-operator", "-n", SYSTEM_NAMESPACE, "-o", "json"]).await;
     let role: Value = serde_json::from_str(&said.out).expect("the role is there");
     role["rules"].as_array().expect("rules").clone()
 }
@@ -86,7 +98,8 @@ fn strings<'a>(rule: &'a Value, field: &str) -> Vec<&'a str> {
 async fn each_right_of_the_operator_is_used() {
     let world = World::new().await;
     let identity = world.identity().await;
-    let _operator = world.operator_with(&world.settings().with_identity(&identity)).await;
+    let settings = world.electing().await.with_identity(&identity);
+    let operator = world.operator_with(&settings).await;
     world.apply(PLAIN).await;
     let tunnel = world.wait_ready("plain").await;
     let edit = json!({"stringData": {"region": "edited"}}).to_string();
@@ -100,9 +113,10 @@ async fn each_right_of_the_operator_is_used() {
     world.aws.close(&id).expect("it is open");
     world.wait_condition("plain", ("Ended", "True", "Closed")).await;
     world.wait_event("plain", "Normal Closed").await;
+    operator.terminate().await;
 
     let mut granted = BTreeSet::new();
-    for rule in rules(&world).await {
+    for rule in [rules(&world).await, rules_of(&world, "role").await].concat() {
         let names = strings(&rule, "resourceNames").into_iter().map(|name| format!("/{name}")).collect::<Vec<_>>();
         for (group, resource) in strings(&rule, "apiGroups")
             .iter()
@@ -118,7 +132,10 @@ async fn each_right_of_the_operator_is_used() {
         }
     }
     assert!(granted.remove(FINALIZERS));
-    assert_eq!(world.rights_used_by(&identity).await, granted);
+    let mut used = world.rights_used_by(&identity).await;
+    // What everybody may is granted by nobody here.
+    assert!(used.remove("create authorization.k8s.io/selfsubjectaccessreviews"));
+    assert_eq!(used, granted);
 }
 
 #[tokio::test]

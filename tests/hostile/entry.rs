@@ -220,6 +220,7 @@ fn memory(dice: &mut Dice, desired: &Desired) -> Memory {
             message: words.repeat(23),
             at: dice.mono(),
             retry_at: dice.mono(),
+            told: dice.next(2) == 0,
             times: 3,
         }),
         trouble: dice.maybe(|_| "t".repeat(5000)),

@@ -27,7 +27,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Quick ones: no waiting for AWS's quotas, short time limits, a poll every second.
+    /// Quick ones: no waiting for AWS's quotas, short time limits, a poll every second; and no leader election, so
+    /// that whoever follows one that was killed need not wait for its lease to run out.
     pub fn quick(kubeconfig: &Path, namespace: &str, aws_endpoint: &str) -> Self {
         let settings = Self { flags: Vec::new(), env: Vec::new() };
         settings
@@ -38,6 +39,7 @@ impl Settings {
             .flag("--aws-timeout", "900ms")
             .flag("--recovery-grace", "6s")
             .flag("--poll-interval", "1s")
+            .flag("--leader-elect", "false")
             .flag("--log-filter", "info,opentunnel_operator=debug")
             .env("KUBECONFIG", kubeconfig)
             .env("AWS_REGION", "us-east-1")
@@ -157,13 +159,18 @@ impl Operator {
         }
     }
 
+    /// Sends it a signal, as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let kill = std::process::Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(kill.expect("there is a kill").success(), "the operator had ended before");
+    }
+
     /// SIGKILL: returns once it is no more.
     pub fn kill(self) {}
 
     /// SIGTERM: returns once it has ended by itself.
     pub async fn terminate(mut self) -> ExitStatus {
-        let kill = Command::new("kill").arg(self.pid().to_string()).status().await;
-        assert!(kill.expect("there is a kill").success(), "the operator had ended before");
+        self.signal("TERM");
         self.end().await
     }
 

@@ -1,20 +1,26 @@
 //! A test's own world: a namespace, an AWS, operators and their logs.
 
+use super::LIMIT;
 use super::api_proxy::ApiProxy;
 use super::audit::{self, Write};
-use super::control_plane::ControlPlane;
+use super::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use super::log;
 use super::namespace::Namespace;
 use super::operator::{Operator, Settings};
 use super::tap::Tap;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use opentunnel_operator::leader::LEASE;
 use secure_tunneling_emulator::{Config, Emulator, Quotas};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// A namespace (whose methods are this one's), an AWS without quotas, and operators' logs. Make it
 /// first, so that it is dropped last: it looks then for tokens in the logs, and shows the logs of a
@@ -56,6 +62,38 @@ impl World {
     pub fn settings(&self) -> Settings {
         let kubeconfig = &ControlPlane::get().operator_kubeconfig;
         Settings::quick(kubeconfig, &self.name, &self.aws.endpoint())
+    }
+
+    /// The same for one that takes part in the election of this world's leader. deploy/ grants what that takes in the
+    /// operator's own namespace alone: so here it is granted in this one.
+    pub async fn electing(&self) -> Settings {
+        let role = ["get", "role,rolebinding", LEASE, "-n", SYSTEM_NAMESPACE, "-o", "json"];
+        let said = self.kubectl(&role).await;
+        let mut list: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("no Role: {}", said.err));
+        for object in list["items"].as_array_mut().expect("a list") {
+            object["metadata"] = json!({"name": LEASE, "namespace": self.name});
+        }
+        self.apply(&list.to_string()).await;
+        self.settings().flag("--leader-elect", "true").env("POD_NAMESPACE", &self.name)
+    }
+
+    /// Who holds this world's Lease.
+    pub async fn holder(&self) -> Option<String> {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.name);
+        let lease = api.get_opt(LEASE).await.expect("the API server answers")?;
+        lease.spec?.holder_identity.filter(|holder| !holder.is_empty())
+    }
+
+    /// Returns once somebody holds it who is not this one: who, and how long it took.
+    pub async fn next_holder(&self, before: Option<&str>) -> (String, Duration) {
+        let begun = Instant::now();
+        loop {
+            match self.holder().await {
+                Some(holder) if Some(holder.as_str()) != before => return (holder, begun.elapsed()),
+                _ => assert!(begun.elapsed() < LIMIT, "nobody leads after {LIMIT:?}"),
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// An operator with [`Self::settings`] that is ready.
