@@ -8,7 +8,7 @@ import (
 )
 
 // auditPolicy logs every request once it is answered, except what would drown
-// the rest: renewals of Leases and health checks.
+// the rest: renewals of the control plane's own Leases and health checks.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]

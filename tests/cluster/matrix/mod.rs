@@ -6,6 +6,7 @@
 
 mod lives;
 mod oracle;
+mod pauses;
 mod place;
 mod product;
 mod table;

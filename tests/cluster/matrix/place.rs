@@ -5,7 +5,7 @@ use super::product::Product;
 use crate::support::World;
 use crate::support::api_proxy::ApiProxy;
 use crate::support::aws_proxy::AwsProxy;
-use crate::support::operator::Operator;
+use crate::support::operator::{Operator, Settings};
 use crate::support::tap::Tap;
 use std::sync::Arc;
 
@@ -19,7 +19,9 @@ pub struct Place {
     pub tap: Arc<Tap>,
     /// Between the operator and AWS.
     pub aws: AwsProxy,
-    api: ApiProxy,
+    /// Between the operator and the API server.
+    pub api: ApiProxy,
+    settings: Settings,
     /// The rest of the world. The last field: it is dropped last.
     pub world: World,
 }
@@ -34,13 +36,27 @@ pub struct Next {
 impl Place {
     /// A new one, with an operator that is ready.
     pub async fn new(life: Life, product: Product) -> Self {
-        let mut world = World::new().await;
+        let world = World::new().await;
+        let settings = world.settings();
+        Self::with(world, settings, life, product).await
+    }
+
+    /// The same with an operator that leads, and one that stands by, whose requests nothing is done to.
+    pub async fn with_two(life: Life) -> (Self, Operator) {
+        let world = World::new().await;
+        let settings = world.electing().await;
+        let place = Self::with(world, settings, life, Product::Whole).await;
+        let second = place.world.operator_with(&place.in_place(place.settings.clone())).await;
+        (place, second)
+    }
+
+    async fn with(mut world: World, settings: Settings, life: Life, product: Product) -> Self {
         world.leave_namespace();
         let tap = Tap::new(life.polls());
         let api = world.tapped_api_proxy(Some(tap.clone())).await;
         let aws = AwsProxy::start(&world.aws, Some(tap.clone())).await;
         product.breaks(&aws);
-        let place = Self { life, product, tap, aws, api, world };
+        let place = Self { life, product, tap, aws, api, settings, world };
         place.tap.holds(place.operator(&place.aws, &place.api).await);
         place
     }
@@ -52,10 +68,13 @@ impl Place {
     }
 
     async fn operator(&self, aws: &AwsProxy, api: &ApiProxy) -> Operator {
-        let settings = self.world.settings().via(api).env("AWS_ENDPOINT_URL", aws.endpoint());
+        let settings = self.settings.clone().via(api).env("AWS_ENDPOINT_URL", aws.endpoint());
+        self.world.operator_with(&self.in_place(settings)).await
+    }
+
+    fn in_place(&self, settings: Settings) -> Settings {
         // Longer than what a machine under load takes: a call that is given up is another life.
-        let settings = settings.flag("--aws-timeout", "2s").flag("--recovery-grace", "7100ms");
-        self.world.operator_with(&settings).await
+        settings.flag("--aws-timeout", "2s").flag("--recovery-grace", "7100ms")
     }
 }
 

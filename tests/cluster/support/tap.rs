@@ -132,6 +132,11 @@ impl Tap {
         }
     }
 
+    /// Sends the operator a signal, as `STOP`.
+    pub fn signal(&self, name: &str) {
+        self.lock().victim.as_ref().expect("there is an operator").signal(name);
+    }
+
     /// Kills the operator, if there is one still.
     pub fn end(&self) {
         let victim = self.lock().victim.take();
