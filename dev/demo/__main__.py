@@ -79,7 +79,8 @@ def start(processes):
     log = directory / "operator.log"
     processes.start(
         "the operator", [programs / "opentunnel-operator", "run", "--http-addr=127.0.0.1:0"], log,
-        KUBECONFIG=service_account_kubeconfig(kubectl, directory), AWS_ENDPOINT_URL_IOTSECURETUNNELING=aws.endpoint,
+        KUBECONFIG=service_account_kubeconfig(kubectl, directory), POD_NAMESPACE="opentunnel-system",
+        AWS_ENDPOINT_URL_IOTSECURETUNNELING=aws.endpoint,
         AWS_REGION="us-east-1", AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_EC2_METADATA_DISABLED="true",
         AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
     said = processes.wait_until("the operator serves /readyz", lambda: re.search(r"address=([\d.:]+)\n", log.read_text()))
