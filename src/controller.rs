@@ -65,7 +65,8 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
         let term = ctx.term();
         match term {
             Some(since) => memory.led_since(since),
-            None if memory.in_hand(&desired) => {}
+            // It calls nobody for it: what the last call failed with is no reason to wait.
+            None if memory.in_hand(&desired) => memory.failure = None,
             None => return Ok(stand_by(ctx, &desired)),
         }
         // 2. What else there is. Reads the Secrets, unless they were read already.

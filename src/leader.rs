@@ -188,7 +188,7 @@ impl Election {
                 Next::Read => self.read().await,
                 Next::Write(version) => self.write(version).await,
                 Next::Wait(until) => {
-                    self.looked.send_replace(true);
+                    self.tell();
                     let wait = until.0.saturating_sub(self.now().0);
                     tokio::select! {
                         () = sleep(wait) => self.candidate.waited(self.now()),
@@ -198,9 +198,8 @@ impl Election {
                 }
             };
             self.leadership.set(self.candidate.right());
-            self.tell();
             if pause {
-                self.looked.send_replace(true);
+                self.tell();
                 tokio::select! { () = sleep(PAUSE) => {}, () = &mut stop => break }
             }
         }
@@ -333,7 +332,9 @@ impl Election {
         }
     }
 
+    /// Who leads, as far as it is known.
     fn tell(&mut self) {
+        self.looked.send_replace(true);
         let leader = if self.candidate.leads(self.now()) {
             self.me.clone()
         } else {
@@ -358,7 +359,8 @@ impl Election {
 /// Asks the API server what this process may do with the Lease: a right that lacks would be noticed only when it is
 /// its turn to lead.
 async fn check_rights(client: &Client, namespace: &str) -> Result<(), String> {
-    for verb in ["get", "create", "update"] {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let checks = ["get", "create", "update"].map(async |verb| {
         let attributes = ResourceAttributes {
             group: Some("coordination.k8s.io".into()),
             resource: Some("leases".into()),
@@ -370,16 +372,15 @@ async fn check_rights(client: &Client, namespace: &str) -> Result<(), String> {
         };
         let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
-        let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
         // Who may not even ask is told when the request is refused.
-        let asked = timeout(CALL_LIMIT, reviews.create(&PostParams::default(), &review)).await;
-        if let Ok(Ok(SelfSubjectAccessReview { status: Some(status), .. })) = asked
-            && !status.allowed
-        {
-            return Err(missing_rights(&format!("no right to {verb} the Lease {LEASE} in namespace {namespace}")));
+        match timeout(CALL_LIMIT, reviews.create(&PostParams::default(), &review)).await {
+            Ok(Ok(SelfSubjectAccessReview { status: Some(status), .. })) if !status.allowed => {
+                Err(missing_rights(&format!("no right to {verb} the Lease {LEASE} in namespace {namespace}")))
+            }
+            _ => Ok(()),
         }
-    }
-    Ok(())
+    });
+    futures::future::try_join_all(checks).await.map(drop)
 }
 
 /// What to say where RBAC refuses.

@@ -3,8 +3,9 @@
 //!
 //! `main` reads [`config`] and wires the parts. [`controller`] watches Tunnels ([`crd`]) and reconciles
 //! each in five steps; what is hard is in its pure step `decide`. What all Tunnels share stands beside
-//! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas) and [`poller`]
-//! (what AWS has), on whose rounds [`orphans`] lives (what no Tunnel owns). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does;
+//! it: [`aws`] (the gateway, in the words of [`tunnels`]), [`pacer`] (AWS's quotas), [`poller`] (what AWS
+//! has), on whose rounds [`orphans`] lives (what no Tunnel owns), and [`leader`] (which of several replicas
+//! works). [`telemetry`] is what people and probes see, [`metrics`] what Prometheus does;
 //! [`kubernetes`] is the way to the API server.
 
 pub mod aws;
