@@ -3,6 +3,7 @@
 use super::place::Place;
 use crate::support::api_proxy::Point;
 use crate::support::namespace::{main_condition, status};
+use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use opentunnel_operator::crd::{ClientMode, Tunnel};
 use serde_json::{Value, json};
@@ -37,6 +38,8 @@ pub enum Life {
     SecretsChanged,
     /// spec.secrets is edited: a side is wanted that no Secret holds yet.
     SideAdded,
+    /// The Tunnel is replaced by its user's manifest, without claim and finalizer, while OpenTunnel is in flight.
+    Replaced,
 }
 
 /// How a life ends.
@@ -51,8 +54,9 @@ pub enum Ending {
 }
 
 impl Life {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
+    /// All that an operator may be killed in. (A claim that is wiped in the moment of a crash may leave a tunnel
+    /// behind: docs/protocol.md says so.)
+    pub const KILLED: [Self; 11] = [
         Self::Open,
         Self::OpenTwoSecrets,
         Self::OpenAnswerLost,
@@ -65,6 +69,12 @@ impl Life {
         Self::SecretsChanged,
         Self::SideAdded,
     ];
+
+    /// All of them.
+    pub const ALL: [Self; 12] = {
+        let [a, b, c, d, e, f, g, h, i, j, k] = Self::KILLED;
+        [a, b, c, d, e, f, g, h, i, j, k, Self::Replaced]
+    };
 
     fn spec(self) -> Value {
         match self {
@@ -88,7 +98,9 @@ impl Life {
     /// How it ends.
     pub fn ending(self) -> Ending {
         match self {
-            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::SecretsChanged => Ending::Ready(1),
+            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::SecretsChanged | Self::Replaced => {
+                Ending::Ready(1)
+            }
             Self::SecretLost | Self::SideAdded => Ending::Ready(2),
             Self::Expiry => Ending::Ended("Expired"),
             Self::ClosedByOthers => Ending::Ended("Closed"),
@@ -109,7 +121,7 @@ impl Life {
     /// What comes before it.
     pub async fn prepare(self, place: &Place) {
         match self {
-            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening => {}
+            Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening | Self::Replaced => {}
             _ => {
                 self.apply(place).await;
                 place.world.wait_ready(NAME).await;
@@ -141,6 +153,16 @@ impl Life {
                 world.delete(NAME).await;
                 held.pass();
             }
+            Self::Replaced => {
+                let mut held = place.aws.hold(Point::BeforeForward, |request| request.calls("OpenTunnel"));
+                self.apply(place).await;
+                held.reached().await;
+                // As `kubectl replace` does.
+                let mut tunnel = self.tunnel();
+                tunnel.metadata.resource_version = world.tunnel(NAME).await.resource_version();
+                world.tunnels().replace(NAME, &Default::default(), &tunnel).await.expect("it can be replaced");
+                held.pass();
+            }
             Self::SecretLost => {
                 world.secrets().delete("life-tokens", &DeleteParams::default()).await.expect("it is there");
             }
@@ -152,11 +174,15 @@ impl Life {
     }
 
     async fn apply(self, place: &Place) {
+        place.world.tunnels().create(&Default::default(), &self.tunnel()).await.expect("it can be applied");
+    }
+
+    /// As its user wrote it.
+    fn tunnel(self) -> Tunnel {
         let tunnel = json!({
             "apiVersion": "opentunnel.dev/v1alpha1", "kind": "Tunnel", "metadata": {"name": NAME}, "spec": self.spec()
         });
-        let tunnel: Tunnel = serde_json::from_value(tunnel).expect("a Tunnel");
-        place.world.tunnels().create(&Default::default(), &tunnel).await.expect("it can be applied");
+        serde_json::from_value(tunnel).expect("a Tunnel")
     }
 }
 
@@ -181,6 +207,7 @@ impl fmt::Display for Life {
             Self::SecretLost => "the token Secret is lost",
             Self::SecretsChanged => "spec.secrets is edited: others want the same tokens",
             Self::SideAdded => "spec.secrets is edited: one more side is wanted",
+            Self::Replaced => "replaced by the user's manifest while OpenTunnel is in flight",
         })
     }
 }

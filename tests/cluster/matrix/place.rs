@@ -26,11 +26,10 @@ pub struct Place {
     pub world: World,
 }
 
-/// An operator that came after one that was killed, and the doors that it came in by.
+/// The doors that an operator came in by after one that was killed.
 pub struct Next {
-    _operator: Operator,
-    _aws: AwsProxy,
-    _api: ApiProxy,
+    aws: AwsProxy,
+    api: ApiProxy,
 }
 
 impl Place {
@@ -61,10 +60,12 @@ impl Place {
         place
     }
 
-    /// Starts the next operator, which is not killed.
-    pub async fn next(&self) -> Next {
-        let (aws, api) = (self.aws.next_door().await, self.api.next_door(self.world.file("kubeconfig")).await);
-        Next { _operator: self.operator(&aws, &api).await, _aws: aws, _api: api }
+    /// Starts the next operator. `by`: the doors that the one before it came in by.
+    pub async fn next(&self, by: Option<&Next>) -> Next {
+        let (aws, api) = by.map_or((&self.aws, &self.api), |next| (&next.aws, &next.api));
+        let (aws, api) = (aws.next_door().await, api.next_door(self.world.file("kubeconfig")).await);
+        self.tap.holds(self.operator(&aws, &api).await);
+        Next { aws, api }
     }
 
     async fn operator(&self, aws: &AwsProxy, api: &ApiProxy) -> Operator {

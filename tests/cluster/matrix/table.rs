@@ -1,10 +1,10 @@
 //! The matrix as a table for people.
 
-use super::lives::Life;
 use super::oracle::{Rule, Violation};
 use crate::support::tap::{Fault, Step};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 /// What came of a fault at a request.
 #[derive(Clone)]
@@ -13,12 +13,15 @@ pub enum Cell {
     Came(Vec<Violation>),
     /// The life ended well without it.
     DidNotCome,
+    /// It cannot happen to this request.
+    Cannot,
 }
 
 /// A life: its requests in order, and for each what came of every fault.
+#[derive(Clone)]
 pub struct Rows {
     /// The life.
-    pub life: Life,
+    pub life: String,
     /// Violations of the run without a fault.
     pub undisturbed: Vec<Violation>,
     /// The requests.
@@ -57,9 +60,23 @@ impl Table {
         rows.flat_map(|(_, cells)| cells[column].violations()).map(|violation| violation.rule).collect()
     }
 
-    /// Requests times faults.
+    /// Requests times the faults that can happen to them.
     pub fn runs(&self) -> usize {
-        self.cells().count()
+        self.cells().filter(|cell| !matches!(cell, Cell::Cannot)).count()
+    }
+
+    /// Its figures.
+    pub fn figures(&self, took: Duration) -> String {
+        let requests: usize = self.lives.iter().map(|life| life.rows.len()).sum();
+        format!(
+            "{} runs = {} lives, {requests} requests x {} faults; {} did not come; {} broken; {:.0} s",
+            self.came(),
+            self.lives.len(),
+            self.faults.len(),
+            self.runs() - self.came(),
+            self.violations().len(),
+            took.as_secs_f64(),
+        )
     }
 
     /// Those whose request came.
@@ -75,7 +92,8 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, k: &str, request: &str, cells: Vec<String>| {
-            let cells: String = cells.iter().map(|cell| format!(" {cell:<14}")).collect();
+            let widths = self.faults.iter().map(|fault| fault.to_string().len().max(5));
+            let cells: String = cells.iter().zip(widths).map(|(cell, width)| format!("  {cell:<width$}")).collect();
             writeln!(f, "{}", format!("{k:>4}  {request:<34}{cells}").trim_end())
         };
         for Rows { life, undisturbed, rows } in &self.lives {
@@ -93,7 +111,7 @@ impl Cell {
     fn violations(&self) -> &[Violation] {
         match self {
             Self::Came(violations) => violations,
-            Self::DidNotCome => &[],
+            Self::DidNotCome | Self::Cannot => &[],
         }
     }
 }
@@ -103,6 +121,7 @@ impl fmt::Display for Cell {
         match self {
             Self::Came(violations) => f.write_str(&said(violations)),
             Self::DidNotCome => f.write_str("-"),
+            Self::Cannot => Ok(()),
         }
     }
 }

@@ -4,20 +4,25 @@
 
 use super::LIMIT;
 use super::control_plane::write_private;
+use super::faults::Reset;
 use super::namespace::client;
 use super::tap::Tap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
+use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
+use axum::serve::IncomingStream;
 use kube::Client;
 use serde_json::{Value, json};
+use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -73,7 +78,7 @@ impl Request {
 }
 
 /// Where a request is held.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
     /// The API server does not know of it.
     BeforeForward,
@@ -194,6 +199,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let app = Router::new().fallback(handle).with_state((shared.clone(), door));
+        let app = app.into_make_service_with_connect_info::<Connection>();
         let server = tokio::spawn(async move {
             let _ = axum::serve(listener, app).await;
         });
@@ -275,7 +281,28 @@ impl Shared {
     }
 }
 
-async fn handle(State((shared, door)): State<(Arc<Shared>, usize)>, request: HttpRequest<Body>) -> Response<Body> {
+/// A connection of an operator's.
+#[derive(Clone)]
+struct Connection(Arc<OwnedFd>);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(Arc::new(stream.io().as_fd().try_clone_to_owned().expect("a file descriptor is left")))
+    }
+}
+
+impl Connection {
+    /// Its end will be a reset.
+    fn resets(&self) -> io::Result<()> {
+        TcpSocket::from_std_stream(self.0.try_clone()?.into()).set_zero_linger()
+    }
+}
+
+async fn handle(
+    State((shared, door)): State<(Arc<Shared>, usize)>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    request: HttpRequest<Body>,
+) -> Response<Body> {
     let answer = match shared.receive(request).await {
         Ok((request, received)) => {
             let forwarded = shared.forward(&request, received);
@@ -286,6 +313,13 @@ async fn handle(State((shared, door)): State<(Arc<Shared>, usize)>, request: Htt
         }
         Err(cut) => Err(cut),
     };
+    let answer = answer.and_then(|answer| match answer.extensions().get::<Reset>() {
+        None => Ok(answer),
+        Some(Reset) => {
+            connection.resets().expect("a socket");
+            Err(Cut)
+        }
+    });
     // The panic ends the connection's task, silently.
     answer.unwrap_or_else(|Cut| std::panic::resume_unwind(Box::new("the connection is cut")))
 }

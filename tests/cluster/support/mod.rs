@@ -8,6 +8,7 @@ pub mod connect_proxy;
 pub mod control_plane;
 pub mod credentials;
 pub mod etcd;
+pub mod faults;
 pub mod log;
 pub mod manifests;
 pub mod namespace;

@@ -1,11 +1,12 @@
 //! Counts the requests of an operator, to the API server and to AWS alike, and does something about one
 //! of them: so every request is a place where something can go wrong.
 
-use super::api_proxy::{Cut, Request};
+use super::api_proxy::{Cut, Point, Request};
+use super::faults::Instead;
 use super::operator::Operator;
 use axum::body::{Body, to_bytes};
 use axum::http::Response;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -41,15 +42,31 @@ impl fmt::Display for Step {
 pub enum Fault {
     /// SIGKILL of the operator.
     Kill(Moment),
+    /// The operator lives, and gets something else than the API server's answer.
+    Kubernetes(Instead),
+    /// The operator lives, and gets something else than AWS's answer.
+    Aws(Instead),
+}
+
+impl Fault {
+    /// Whether it may happen to this request.
+    pub fn befalls(self, step: &Step) -> bool {
+        let aws = step.request.starts_with("AWS ");
+        match self {
+            Self::Kill(_) => true,
+            Self::Kubernetes(instead) => !aws && instead.befalls(step.request.starts_with("GET ")),
+            Self::Aws(_) => aws,
+        }
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Kill(moment) = self;
-        f.write_str(match moment {
-            Moment::BeforeForward => "killed before",
-            Moment::AfterCommit => "after commit",
-            Moment::AfterAnswer => "after answer",
+        f.write_str(match self {
+            Self::Kill(Moment::BeforeForward) => "killed before",
+            Self::Kill(Moment::AfterCommit) => "after commit",
+            Self::Kill(Moment::AfterAnswer) => "after answer",
+            Self::Kubernetes(instead) | Self::Aws(instead) => return instead.fmt(f),
         })
     }
 }
@@ -73,9 +90,12 @@ struct State {
     read: HashSet<String>,
     /// When the last request of a Tunnel's came.
     last: Option<Instant>,
-    fault: Option<(Step, Fault)>,
+    /// The first is the next one.
+    faults: VecDeque<(Step, Fault)>,
     /// The operator's end has come: no request of its passes any more.
     shut: bool,
+    /// It came before the operator was handed over.
+    doomed: bool,
     /// The door of the operator that lives.
     door: usize,
     victim: Option<Operator>,
@@ -85,7 +105,7 @@ struct State {
 pub struct Tap {
     polls: bool,
     state: Mutex<State>,
-    struck: watch::Sender<bool>,
+    struck: watch::Sender<usize>,
     /// A request came while the operator's end had come.
     refused: Notify,
     own: Weak<Self>,
@@ -97,7 +117,7 @@ impl Tap {
         Arc::new_cyclic(|own| Self {
             polls,
             state: Mutex::default(),
-            struck: watch::Sender::new(false),
+            struck: watch::Sender::new(0),
             refused: Notify::new(),
             own: own.clone(),
         })
@@ -105,17 +125,23 @@ impl Tap {
 
     /// The operator that a fault is for.
     pub fn holds(&self, operator: Operator) {
-        self.lock().victim = Some(operator);
+        let mut state = self.lock();
+        state.victim = Some(operator);
+        if std::mem::take(&mut state.doomed) {
+            drop(state);
+            self.kill();
+        }
     }
 
-    /// Counts from now on, and lets one fault happen.
-    pub fn count(&self, fault: Option<(Step, Fault)>) {
+    /// Counts from now on, and lets faults happen: a second one after the first, among the requests of the
+    /// operator that comes after a killed one.
+    pub fn count(&self, faults: impl IntoIterator<Item = (Step, Fault)>) {
         let mut state = self.lock();
         state.counts = true;
-        state.fault = fault;
+        state.faults = faults.into_iter().collect();
     }
 
-    /// What was counted.
+    /// What was counted of the present operator.
     pub fn steps(&self) -> Vec<Step> {
         self.lock().steps.clone()
     }
@@ -145,7 +171,12 @@ impl Tap {
 
     /// Returns once the fault has happened.
     pub async fn struck(&self) {
-        let _ = self.struck.subscribe().wait_for(|struck| *struck).await;
+        self.struck_times(1).await;
+    }
+
+    /// Returns once so many faults have happened.
+    pub async fn struck_times(&self, times: usize) {
+        let _ = self.struck.subscribe().wait_for(|struck| *struck >= times).await;
     }
 
     /// Lets a request pass, or what is to happen to it happen.
@@ -155,9 +186,16 @@ impl Tap {
         request: &Request,
         forward: impl Future<Output = Result<Response<Body>, Cut>>,
     ) -> Result<Response<Body>, Cut> {
-        let Fault::Kill(moment) = match self.arrives(door, request)? {
+        let moment = match self.arrives(door, request)? {
             None => return forward.await,
-            Some(fault) => fault,
+            Some(Fault::Kill(moment)) => moment,
+            Some(Fault::Kubernetes(instead) | Fault::Aws(instead)) => {
+                let _strikes = Strikes(self);
+                if instead.point == Point::AfterCommit {
+                    let _ = to_bytes(forward.await?.into_body(), usize::MAX).await;
+                }
+                return instead.answer(request).await;
+            }
         };
         if moment == Moment::BeforeForward {
             self.kill();
@@ -198,9 +236,9 @@ impl Tap {
         }
         let Some(step) = self.step(&mut state, request) else { return Ok(None) };
         state.steps.push(step.clone());
-        let fault = state.fault.as_ref().filter(|(at, _)| *at == step).map(|(_, fault)| *fault);
-        state.shut = fault.is_some();
-        Ok(fault)
+        let Some((_, fault)) = state.faults.pop_front_if(|(at, _)| *at == step) else { return Ok(None) };
+        state.shut = matches!(fault, Fault::Kill(_));
+        Ok(Some(fault))
     }
 
     /// What counts: every request of a Tunnel's life that comes in each run. Left out are
@@ -239,17 +277,38 @@ impl Tap {
     }
 
     fn kill(&self) {
-        let victim = self.lock().victim.take();
+        let mut state = self.lock();
+        let Some(victim) = state.victim.take() else {
+            state.doomed = true;
+            return;
+        };
+        drop(state);
         // Returns once it is no more.
-        drop(victim.expect("there is an operator"));
+        drop(victim);
         let mut state = self.lock();
         state.shut = false;
         state.door += 1;
+        // What the next one does is listed anew.
+        state.steps.clear();
+        state.read.clear();
         drop(state);
-        self.struck.send_replace(true);
+        self.strike();
+    }
+
+    fn strike(&self) {
+        self.struck.send_modify(|times| *times += 1);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fault has happened when this is dropped: also where the operator gives a request up.
+struct Strikes<'a>(&'a Tap);
+
+impl Drop for Strikes<'_> {
+    fn drop(&mut self) {
+        self.0.strike();
     }
 }
