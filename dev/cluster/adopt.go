@@ -22,23 +22,30 @@ type adopted struct {
 	killed    bool
 }
 
-// listen obeys the lines of the protocol until the end of the file.
-func (a *adopted) listen(in io.Reader) {
+// listen obeys the lines of the protocol until the end of the file. What is for
+// the control plane is handed on.
+func (a *adopted) listen(in io.Reader, orders chan<- order) {
 	scanner := bufio.NewScanner(in)
 	for scanner.Scan() {
-		if line := strings.TrimSpace(scanner.Text()); line != "" {
-			if err := a.obey(line); err != nil {
+		line := strings.TrimSpace(scanner.Text())
+		verb, object, _ := strings.Cut(line, " ")
+		object = strings.TrimSpace(object)
+		switch verb {
+		case "":
+		case "pause", "resume", "stop", "start":
+			orders <- order{verb, object}
+		default:
+			if err := a.obey(verb, object); err != nil {
 				say("%q: %v", line, err)
 			}
 		}
 	}
 }
 
-func (a *adopted) obey(line string) error {
-	verb, number, _ := strings.Cut(line, " ")
-	pid, err := strconv.Atoi(strings.TrimSpace(number))
+func (a *adopted) obey(verb, number string) error {
+	pid, err := strconv.Atoi(number)
 	if (verb != "adopt" && verb != "forget") || err != nil || pid <= 1 || pid == os.Getpid() {
-		return fmt.Errorf("want `adopt PID` or `forget PID`")
+		return fmt.Errorf("want `adopt` or `forget PID`, `pause`, `resume`, `stop` or `start PROGRAM`")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

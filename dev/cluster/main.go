@@ -57,8 +57,12 @@ SIGINT, SIGTERM or SIGHUP (exit code 0), and when one of its processes dies
 (exit code 1, the end of that process' log on stderr).
 
 Lines that stdin understands:
-  adopt PID    kill this process (SIGKILL) at the end, too
-  forget PID   do not, after all
+  adopt PID       kill this process (SIGKILL) at the end, too
+  forget PID      do not, after all
+  pause PROGRAM   SIGSTOP to etcd, kube-apiserver or kube-controller-manager
+  resume PROGRAM  SIGCONT
+  stop PROGRAM    SIGKILL, and the others go on
+  start PROGRAM   start it again, on the same port, with what is in the directory
 
 Flags:
   --crds PATH file or directory of CustomResourceDefinitions to install before the

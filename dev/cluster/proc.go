@@ -16,6 +16,8 @@ type child struct {
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{} // closed once the process is gone
+	// It was ended by order: the rest goes on.
+	stopped bool
 }
 
 // startChild starts a program in dir with its output in a log file there. Call

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -34,19 +35,23 @@ type controlPlane struct {
 	died     chan *child
 }
 
+// order is to pause, resume, stop or start a program of the control plane.
+type order struct{ verb, name string }
+
 // up runs a control plane until the end. A clean end is no error.
 func up(ctx context.Context, opts options) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	others := &adopted{}
 	defer others.kill()
+	orders := make(chan order, 32)
 	if !opts.keep {
 		go func() {
-			others.listen(os.Stdin)
+			others.listen(os.Stdin, orders)
 			end(errStdinClosed)
 		}()
 	}
-	err := serve(ctx, opts, others)
+	err := serve(ctx, opts, others, orders)
 	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		say("the end: %v", err)
 		return nil
@@ -56,7 +61,7 @@ func up(ctx context.Context, opts options) error {
 
 // serve starts a control plane, says where it is and waits. It returns only
 // after all of it has been removed.
-func serve(ctx context.Context, opts options, others *adopted) error {
+func serve(ctx context.Context, opts options, others *adopted, orders <-chan order) error {
 	if opts.crds != "" {
 		if _, err := os.Stat(opts.crds); err != nil {
 			return fmt.Errorf("--crds: %w", err)
@@ -96,12 +101,51 @@ func serve(ctx context.Context, opts options, others *adopted) error {
 	}); err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case dead := <-plane.died:
-		return dead.withLog(fmt.Sprintf("%s ended: %v", dead.name, dead.cmd.ProcessState))
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case dead := <-plane.died:
+			if dead.stopped {
+				continue
+			}
+			return dead.withLog(fmt.Sprintf("%s ended: %v", dead.name, dead.cmd.ProcessState))
+		case order := <-orders:
+			if err := plane.obey(order); err != nil {
+				say("%v", err)
+			}
+		}
 	}
+}
+
+// obey pauses a program, or stops it as by a crash, or starts it again with what
+// is in the directory by then. It does not wait until a program serves.
+func (p *controlPlane) obey(o order) error {
+	at := slices.IndexFunc(p.children, func(c *child) bool { return c.name == o.name })
+	if at < 0 {
+		return fmt.Errorf("no program of the control plane is called %q", o.name)
+	}
+	c := p.children[at]
+	switch o.verb {
+	case "pause":
+		return c.cmd.Process.Signal(syscall.SIGSTOP)
+	case "resume":
+		return c.cmd.Process.Signal(syscall.SIGCONT)
+	case "stop":
+		c.stopped = true // first: nobody is to take it for a failure
+		c.kill()
+		return nil
+	}
+	if !c.ended() {
+		return fmt.Errorf("%s runs", o.name)
+	}
+	again, err := startChild(c.cmd.Path, p.dir, c.cmd.Args[1:])
+	if err != nil {
+		return err
+	}
+	p.children[at] = again
+	p.watch(again)
+	return nil
 }
 
 // start starts all processes and waits until they serve.
@@ -210,11 +254,15 @@ func (p *controlPlane) spawn(name string, args []string) (*child, error) {
 		return nil, err
 	}
 	p.children = append(p.children, c)
+	p.watch(c)
+	return c, nil
+}
+
+func (p *controlPlane) watch(c *child) {
 	go func() {
 		<-c.done
 		p.died <- c
 	}()
-	return c, nil
 }
 
 // await asks until the answer is no error. It gives up when a process dies.

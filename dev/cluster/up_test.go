@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -99,6 +100,60 @@ func TestWholeLife(t *testing.T) {
 	if !strings.Contains(p.stderr.String(), "nonsense") {
 		t.Error("no complaint about a line of nonsense")
 	}
+}
+
+// What an outage is made of: a program is stopped, and the rest lives on; etcd
+// may be given an older state meanwhile.
+func TestOutage(t *testing.T) {
+	p, out := startUp(t)
+	kubectl := func(args ...string) error {
+		args = append(args, "--kubeconfig", out.Kubeconfig, "--cache-dir", t.TempDir(), "--request-timeout=2s")
+		return exec.CommandContext(t.Context(), filepath.Join(out.Bin, "kubectl"), args...).Run()
+	}
+	order := func(lines ...string) { fmt.Fprintln(p.stdin, strings.Join(lines, "\n")) }
+	answers := func() bool { return kubectl("get", "--raw", "/readyz") == nil }
+	silent := func() bool { return !answers() }
+	data := filepath.Join(out.Dir, "etcd")
+
+	order("pause kube-apiserver")
+	eventually(t, "nobody answers", silent)
+	order("resume kube-apiserver")
+	eventually(t, "it answers", answers)
+
+	// Before and after a ConfigMap.
+	stopped := func() bool { return len(childrenOf(t, p.Process.Pid)) == 1 }
+	start := func() {
+		order("start etcd", "start kube-apiserver")
+		eventually(t, "it answers", answers)
+	}
+	order("stop kube-apiserver", "stop etcd", "stop nothing")
+	eventually(t, "both are stopped", stopped)
+	older := filepath.Join(t.TempDir(), "older")
+	if err := os.CopyFS(older, os.DirFS(data)); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	if err := kubectl("create", "configmap", "new"); err != nil {
+		t.Fatal(err)
+	}
+	order("stop kube-apiserver", "stop etcd")
+	eventually(t, "both are stopped", stopped)
+	if err := errors.Join(os.RemoveAll(data), os.CopyFS(data, os.DirFS(older)), os.Chmod(data, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	if kubectl("get", "configmap", "kube-root-ca.crt") != nil || kubectl("get", "configmap", "new") == nil {
+		t.Error("etcd was not restored")
+	}
+
+	p.stdin.Close()
+	if _, code := p.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if !strings.Contains(p.stderr.String(), `"nothing"`) {
+		t.Error("no complaint about a program that there is not")
+	}
+	p.wantNothingLeft()
 }
 
 // A kill of the supervisor itself takes its children along. Its directory is
