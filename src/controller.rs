@@ -18,6 +18,7 @@ pub mod watch;
 
 use crate::crd::Tunnel;
 use crate::metrics::ReconcileError;
+use crate::pacer::Key;
 use crate::tunnels::Home;
 use act::Act;
 use context::{Context, Error, View};
@@ -55,6 +56,7 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
 }
 
 async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Result<Action, Error> {
+    note_vanished(ctx, &validate::validate(&tunnel)?.key, memory);
     let mut view = View { tunnel: newest(tunnel, memory), read_at: None, gone: false };
     let mut secrets: Option<secrets::Read> = None;
     let mut last = None;
@@ -79,9 +81,7 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
             secrets = Some(read_secrets(ctx, &desired.key.namespace, names).await?);
         }
         let now = ctx.now();
-        if ctx.memories.has_vanished(&desired.key) {
-            memory.saw_creation = false;
-        }
+        note_vanished(ctx, &desired.key, memory);
         memory.note(&desired, now);
         let mut observed = observed(ctx, &desired, &view, secrets.as_deref().unwrap_or_default(), memory);
         // What was found before this process led may have been closed by another since.
@@ -120,6 +120,14 @@ async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Resul
 fn stand_by(ctx: &Context, desired: &validate::Desired) -> Action {
     ctx.give_back(&desired.key, None);
     Action::await_change()
+}
+
+/// Whatever was written may be gone since: wiped, or forgotten by an etcd that was restored from an older state.
+fn note_vanished(ctx: &Context, key: &Key, memory: &mut Memory) {
+    if ctx.memories.has_vanished(key) {
+        memory.saw_creation = false;
+        memory.written = None;
+    }
 }
 
 /// The watch may lag behind what this process has written.

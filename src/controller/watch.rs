@@ -1,5 +1,6 @@
 //! The watches: what they show, and whom they wake.
 
+pub mod relist;
 pub mod secrets;
 pub mod stored;
 
@@ -163,7 +164,7 @@ impl Watch {
         let mut noter = Noter { ctx: ctx.clone(), store: noted, namespace: namespaced, listed, told };
         let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
-        let stream = watcher(api, config)
+        let stream = relist::relisting(move || watcher(api.clone(), config.clone()))
             .default_backoff()
             .modify(|tunnel| tunnel.managed_fields_mut().clear())
             .filter_map(move |event| {

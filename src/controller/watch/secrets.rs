@@ -1,6 +1,7 @@
 //! The watch of token Secrets, by label: whoever owns one that changes looks at it. Only metadata is
 //! watched, so no token comes this way.
 
+use super::relist::relisting;
 use super::{WATCH_SECONDS, stopped};
 use crate::controller::context::Context;
 use crate::controller::owned::Place;
@@ -36,7 +37,8 @@ pub(super) fn start(
     let config = Config::default().timeout(WATCH_SECONDS).labels(&selector());
     let run = async move {
         let mut listed = HashSet::new();
-        let events = watcher(api, config).default_backoff().take_until(stopped(stop));
+        let events = relisting(move || watcher(api.clone(), config.clone()));
+        let events = events.default_backoff().take_until(stopped(stop));
         futures::pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
