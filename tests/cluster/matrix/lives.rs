@@ -142,8 +142,8 @@ impl Life {
             }
             Self::Expiry => world.aws.advance_clock(Duration::from_secs(12 * 3600 + 1)),
             Self::ClosedByOthers => {
-                let tunnel = world.tunnel(NAME).await;
-                world.aws.close(status(&tunnel).tunnel_id.as_ref().expect("an ID")).expect("it is known");
+                let tunnels = world.aws.tunnels();
+                world.aws.close(&tunnels.first().expect("it is Ready").tunnel_id).expect("it is known");
             }
             Self::Delete | Self::Retain => world.delete(NAME).await,
             Self::DeleteWhileOpening => {

@@ -10,9 +10,10 @@ pub mod oracle;
 mod pauses;
 pub mod place;
 pub mod product;
-mod table;
+pub mod table;
 
 use crate::support::faults::Instead;
+use crate::support::sight::Sight;
 use crate::support::tap::{Fault, Moment, Step};
 use futures::FutureExt;
 use futures::future::FusedFuture;
@@ -91,6 +92,7 @@ async fn run(life: Life, product: Product, faults: &[(Step, Fault)], like: Optio
 
 async fn ended(place: &Place, like: Option<&End>) -> Run {
     let unreached = oracle::reached(place).await.err();
+    place.tap.eyes.clear().await;
     let judged = oracle::judge(place, like).await;
     let violations = unreached.into_iter().chain(judged.violations).collect();
     Run { steps: place.tap.steps(), end: judged.end, violations }
@@ -120,6 +122,11 @@ async fn list(life: Life, product: Product, before: &[(Step, Fault)], like: Opti
     let second = run(life, product, before, Some(like.unwrap_or(&first.end))).await?;
     let steps = first.steps.into_iter().filter(|step| second.steps.contains(step)).collect();
     Some(Listed { end: first.end, steps, violations: [first.violations, second.violations].concat() })
+}
+
+/// How a life ends that nothing goes wrong in.
+pub async fn undisturbed(life: Life) -> End {
+    run(life, Product::Whole, &[], None).await.expect("no request is asked for").end
 }
 
 /// Goes on from what was listed, with every fault at every request.
@@ -167,7 +174,8 @@ async fn second_crashes(lives: &[Life]) -> Table {
     Table { faults: vec![kill], lives: futures::future::join_all(of_a_life).await.concat() }
 }
 
-fn promise_held(table: &Table) {
+/// Panics if it was broken.
+pub fn promise_held(table: &Table) {
     let violations = table.violations();
     assert!(violations.is_empty(), "the promise was broken:\n{}", violations.join("\n"));
     // A second look that comes by chance is no matter. If there are many, the requests were not listed right.
@@ -180,6 +188,18 @@ async fn every_request_is_a_crash_point() {
     let table = matrix(&Life::KILLED, &KILLS, Product::Whole).await;
     println!("{table}\nfigure: crash matrix | {}", table.figures(begun.elapsed()));
     promise_held(&table);
+}
+
+/// Goes through lives while the operator's watches show things late or in part, from each request on.
+pub async fn sights(lives: &[Life], sights: &[Sight], from: impl Fn(&Step) -> bool) -> Table {
+    let faults: Vec<Fault> = sights.iter().copied().map(Fault::Sight).collect();
+    let of_a_life = lives.iter().map(async |life| {
+        let mut listed = list(*life, Product::Whole, &[], None).await.expect("no request is asked for");
+        listed.steps.insert(0, Step::start());
+        listed.steps.retain(&from);
+        rows(*life, Product::Whole, &[], listed, &faults).await
+    });
+    Table { lives: futures::future::join_all(of_a_life).await, faults }
 }
 
 async fn stand_every_fault(lives: &[Life]) {

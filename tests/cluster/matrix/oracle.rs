@@ -49,7 +49,7 @@ impl fmt::Display for Rule {
 }
 
 /// A rule that was broken. Displayed as `3: OpenTunnel was carried out 2 times`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Violation {
     /// Which.
     pub rule: Rule,

@@ -35,7 +35,11 @@ pub struct Next {
 impl Place {
     /// A new one, with an operator that is ready.
     pub async fn new(life: Life, product: Product) -> Self {
-        let world = World::new().await;
+        Self::on(World::new().await, life, product).await
+    }
+
+    /// The same in a world.
+    pub async fn on(world: World, life: Life, product: Product) -> Self {
         let settings = world.settings();
         Self::with(world, settings, life, product).await
     }

@@ -22,10 +22,11 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// A request of an operator's. Its body may hold tokens: it is not for printing.
 #[derive(Clone)]
@@ -74,6 +75,11 @@ impl Request {
     /// Whether it creates or updates a Secret.
     pub fn is_secret_write(&self) -> bool {
         self.path.contains("/secrets") && ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
+    }
+
+    /// The same, but for trials (`dryRun`).
+    pub fn is_secret_write_in_earnest(&self) -> bool {
+        self.is_secret_write() && !self.query.contains("dryRun")
     }
 }
 
@@ -243,6 +249,15 @@ impl Proxy {
         lock(&self.shared.seen).iter().filter(|request| matches(request)).count()
     }
 
+    /// Returns once more requests that match have come than these.
+    pub async fn more_than(&self, before: usize, matches: impl Fn(&Request) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while self.count(&matches) <= before {
+            assert!(Instant::now() < deadline, "no such request comes");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn add(&self, matches: impl Fn(&Request) -> bool + Send + Sync + 'static, action: Action) {
         let matches = Box::new(matches);
         lock(&self.shared.rules).push(Rule { matches, action });
@@ -307,7 +322,7 @@ async fn handle(
         Ok((request, received)) => {
             let forwarded = shared.forward(&request, received);
             match &shared.tap {
-                Some(tap) => tap.pass(door, &request, forwarded).await,
+                Some(tap) => tap.pass(door, &request, tap.eyes.look(&request, forwarded)).await,
                 None => forwarded.await,
             }
         }

@@ -8,8 +8,9 @@ use super::world::CREDENTIAL_ID;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -85,25 +86,26 @@ struct Entry {
     write: Write,
 }
 
-static READ: Mutex<Option<Read>> = Mutex::new(None);
+/// By control plane.
+static READ: Mutex<BTreeMap<PathBuf, Read>> = Mutex::new(BTreeMap::new());
 
 /// The operator's writes in a namespace, in the order of their answers.
 pub async fn writes(namespace: &Namespace) -> Vec<Write> {
     settled(namespace).await;
-    select(|entry| entry.namespace == namespace.name)
+    select(namespace.plane, |entry| entry.namespace == namespace.name)
 }
 
 /// The writes under a credential, wherever, in the order of their answers. `namespace` is any.
 pub async fn writes_by(namespace: &Namespace, credential: &str) -> Vec<Write> {
     settled(namespace).await;
-    select(|entry| entry.credentials.iter().any(|id| id == credential))
+    select(namespace.plane, |entry| entry.credentials.iter().any(|id| id == credential))
 }
 
 /// The rights that were used under a credential, as RBAC writes them: `patch opentunnel.dev/tunnels/status`,
 /// `get /namespaces/kube-system`. What was refused is not in it. `namespace` is any.
 pub async fn rights_used(namespace: &Namespace, credential: &str) -> BTreeSet<String> {
     settled(namespace).await;
-    let log = ControlPlane::get().audit_log_from(0);
+    let log = namespace.plane.audit_log_from(0);
     let lines = log.lines().filter(|line| line.contains(credential));
     let lines = lines.filter_map(|line| serde_json::from_str::<Line>(line).ok());
     let by = |line: &Line| line.user.extra.get(CREDENTIAL_ID).is_some_and(|ids| ids.iter().any(|id| id == credential));
@@ -121,8 +123,8 @@ pub async fn rights_used(namespace: &Namespace, credential: &str) -> BTreeSet<St
         .collect()
 }
 
-fn select(is: impl Fn(&Entry) -> bool) -> Vec<Write> {
-    with_log(|log| log.writes.iter().filter(|entry| is(entry)).map(|entry| entry.write.clone()).collect())
+fn select(plane: &ControlPlane, is: impl Fn(&Entry) -> bool) -> Vec<Write> {
+    with_log(plane, |log| log.writes.iter().filter(|entry| is(entry)).map(|entry| entry.write.clone()).collect())
 }
 
 /// Returns once what was answered before stands in the log: a request of our own, made now, does.
@@ -132,17 +134,17 @@ async fn settled(namespace: &Namespace) {
     let found = api.get_opt(&marker).await.expect("the API server answers");
     assert!(found.is_none(), "nobody has made {marker}");
     let deadline = Instant::now() + LIMIT;
-    while !with_log(|log| log.markers.remove(&marker)) {
+    while !with_log(namespace.plane, |log| log.markers.remove(&marker)) {
         assert!(Instant::now() < deadline, "the audit log says nothing of a request");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// Looks at the log, as far as it goes.
-fn with_log<T>(look: impl FnOnce(&mut Read) -> T) -> T {
+fn with_log<T>(plane: &ControlPlane, look: impl FnOnce(&mut Read) -> T) -> T {
     let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
-    let read = read.get_or_insert_default();
-    let new = ControlPlane::get().audit_log_from(read.bytes);
+    let read = read.entry(plane.dir.clone()).or_default();
+    let new = plane.audit_log_from(read.bytes);
     // The last line may not be whole yet.
     let whole = new.rfind('\n').map_or("", |end| &new[..=end]);
     read.bytes += whole.len() as u64;

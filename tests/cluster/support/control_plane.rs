@@ -24,6 +24,8 @@ pub struct ControlPlane {
     pub operator_kubeconfig: PathBuf,
     /// A directory for tests' files, removed at the end.
     pub dir: PathBuf,
+    /// Where etcd keeps what it knows.
+    pub etcd: PathBuf,
     audit_log: PathBuf,
     kubectl: PathBuf,
     supervisor: Mutex<ChildStdin>,
@@ -47,6 +49,17 @@ impl ControlPlane {
             Ok(plane) => plane,
             Err(reason) => panic!("no control plane: {reason}"),
         }
+    }
+
+    /// Another one, whose programs may be stopped: see [`Self::order`].
+    pub fn for_outages() -> &'static Self {
+        static PLANE: OnceLock<Result<ControlPlane, String>> = OnceLock::new();
+        PLANE.get_or_init(Self::start).as_ref().unwrap_or_else(|reason| panic!("no control plane: {reason}"))
+    }
+
+    /// Orders `pause`, `resume`, `stop` or `start` of a program of it, as `kube-apiserver`. Returns at once.
+    pub fn order(&self, verb: &str, program: &str) {
+        self.tell(&format!("{verb} {program}")).expect("the control plane runs");
     }
 
     fn start() -> Result<Self, String> {
@@ -88,6 +101,7 @@ impl ControlPlane {
             operator_kubeconfig: dir.join("operator.kubeconfig"),
             kubeconfig: serving.kubeconfig,
             dir,
+            etcd: serving.dir.join("etcd"),
             audit_log: serving.audit_log,
             kubectl: serving.bin.join("kubectl"),
             supervisor: Mutex::new(stdin),

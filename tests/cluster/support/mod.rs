@@ -13,6 +13,8 @@ pub mod log;
 pub mod manifests;
 pub mod namespace;
 pub mod operator;
+pub mod outage;
+pub mod sight;
 pub mod tap;
 pub mod world;
 

@@ -27,6 +27,8 @@ pub struct Namespace {
     pub name: String,
     /// The administrator.
     pub client: Client,
+    /// Where it is.
+    pub plane: &'static ControlPlane,
     /// It is not deleted by being dropped.
     pub left: bool,
 }
@@ -44,12 +46,17 @@ pub struct Said {
 impl Namespace {
     /// A new one.
     pub async fn new() -> Self {
-        let client = client(&ControlPlane::get().kubeconfig).await;
+        Self::on(ControlPlane::get()).await
+    }
+
+    /// A new one on a control plane.
+    pub async fn on(plane: &'static ControlPlane) -> Self {
+        let client = client(&plane.kubeconfig).await;
         let name = format!("t-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let api: Api<KubeNamespace> = Api::all(client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
         api.create(&Default::default(), &namespace).await.expect("a namespace can be made");
-        Self { name, client, left: false }
+        Self { name, client, plane, left: false }
     }
 
     /// The Tunnels in it.
@@ -69,7 +76,7 @@ impl Namespace {
 
     /// The same with something on standard input.
     pub async fn kubectl_with(&self, stdin: &str, args: &[&str]) -> Said {
-        let mut command: Command = ControlPlane::get().kubectl().into();
+        let mut command: Command = self.plane.kubectl().into();
         command.arg("-n").arg(&self.name).args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut kubectl = command.spawn().expect("kubectl can be run");
@@ -205,7 +212,7 @@ impl Drop for Namespace {
         }
         // What no operator is there for any more to finalize stays until the control plane ends.
         let delete = ["delete", "namespace", &self.name, "--wait=false"];
-        let _ = ControlPlane::get().kubectl().args(delete).output();
+        let _ = self.plane.kubectl().args(delete).output();
     }
 }
 

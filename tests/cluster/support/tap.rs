@@ -4,6 +4,7 @@
 use super::api_proxy::{Cut, Point, Request};
 use super::faults::Instead;
 use super::operator::Operator;
+use super::sight::{Eyes, Sight};
 use axum::body::{Body, to_bytes};
 use axum::http::Response;
 use std::collections::{HashSet, VecDeque};
@@ -28,6 +29,13 @@ pub struct Step {
     pub nth: usize,
 }
 
+impl Step {
+    /// Before the first request.
+    pub fn start() -> Self {
+        Self { request: "(before)".into(), nth: 1 }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.nth {
@@ -46,6 +54,8 @@ pub enum Fault {
     Kubernetes(Instead),
     /// The operator lives, and gets something else than AWS's answer.
     Aws(Instead),
+    /// The operator lives, and from then on its watches show things late, or in part.
+    Sight(Sight),
 }
 
 impl Fault {
@@ -53,7 +63,7 @@ impl Fault {
     pub fn befalls(self, step: &Step) -> bool {
         let aws = step.request.starts_with("AWS ");
         match self {
-            Self::Kill(_) => true,
+            Self::Kill(_) | Self::Sight(_) => true,
             Self::Kubernetes(instead) => !aws && instead.befalls(step.request.starts_with("GET ")),
             Self::Aws(_) => aws,
         }
@@ -67,6 +77,7 @@ impl fmt::Display for Fault {
             Self::Kill(Moment::AfterCommit) => "after commit",
             Self::Kill(Moment::AfterAnswer) => "after answer",
             Self::Kubernetes(instead) | Self::Aws(instead) => return instead.fmt(f),
+            Self::Sight(sight) => return sight.fmt(f),
         })
     }
 }
@@ -104,6 +115,8 @@ struct State {
 /// What the proxies of one operator (and of the one after it) tell of every request.
 pub struct Tap {
     polls: bool,
+    /// What its operator sees of watches.
+    pub eyes: Arc<Eyes>,
     state: Mutex<State>,
     struck: watch::Sender<usize>,
     /// A request came while the operator's end had come.
@@ -116,6 +129,7 @@ impl Tap {
     pub fn new(polls: bool) -> Arc<Self> {
         Arc::new_cyclic(|own| Self {
             polls,
+            eyes: Arc::default(),
             state: Mutex::default(),
             struck: watch::Sender::new(0),
             refused: Notify::new(),
@@ -139,6 +153,10 @@ impl Tap {
         let mut state = self.lock();
         state.counts = true;
         state.faults = faults.into_iter().collect();
+        if let Some((_, Fault::Sight(sight))) = state.faults.pop_front_if(|(step, _)| *step == Step::start()) {
+            self.eyes.see(sight);
+            self.strike();
+        }
     }
 
     /// What was counted of the present operator.
@@ -189,6 +207,11 @@ impl Tap {
         let moment = match self.arrives(door, request)? {
             None => return forward.await,
             Some(Fault::Kill(moment)) => moment,
+            Some(Fault::Sight(sight)) => {
+                self.eyes.see(sight);
+                self.strike();
+                return forward.await;
+            }
             Some(Fault::Kubernetes(instead) | Fault::Aws(instead)) => {
                 let _strikes = Strikes(self);
                 if instead.point == Point::AfterCommit {
@@ -276,7 +299,8 @@ impl Tap {
         Some(Step { request: name, nth })
     }
 
-    fn kill(&self) {
+    /// Kills the operator: the next one comes in by the next door.
+    pub fn kill(&self) {
         let mut state = self.lock();
         let Some(victim) = state.victim.take() else {
             state.doomed = true;

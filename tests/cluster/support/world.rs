@@ -46,9 +46,14 @@ pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 impl World {
     /// A new one.
     pub async fn new() -> Self {
+        Self::on(ControlPlane::get()).await
+    }
+
+    /// A new one on a control plane.
+    pub async fn on(plane: &'static ControlPlane) -> Self {
         let config = Config { quotas: Quotas::none(), ..Config::default() };
-        let namespace = Namespace::new().await;
-        let dir = ControlPlane::get().dir.join(&namespace.name);
+        let namespace = Namespace::on(plane).await;
+        let dir = plane.dir.join(&namespace.name);
         fs::create_dir(&dir).expect("a directory can be made");
         Self {
             aws: Emulator::start(config).await.expect("the emulator starts"),
@@ -60,7 +65,7 @@ impl World {
 
     /// Settings for an operator of this world, see [`Settings::quick`].
     pub fn settings(&self) -> Settings {
-        let kubeconfig = &ControlPlane::get().operator_kubeconfig;
+        let kubeconfig = &self.plane.operator_kubeconfig;
         Settings::quick(kubeconfig, &self.name, &self.aws.endpoint())
     }
 
@@ -120,13 +125,13 @@ impl World {
 
     /// The same, with a tap.
     pub async fn tapped_api_proxy(&self, tap: Option<Arc<Tap>>) -> ApiProxy {
-        ApiProxy::start(&ControlPlane::get().operator_kubeconfig, self.file("kubeconfig"), tap).await
+        ApiProxy::start(&self.plane.operator_kubeconfig, self.file("kubeconfig"), tap).await
     }
 
     /// An operator's own credential: [`Settings::with_identity`] gives it one.
     pub async fn identity(&self) -> Identity {
         let kubeconfig = self.file("kubeconfig");
-        ControlPlane::get().write_operator_kubeconfig(&kubeconfig).expect("a kubeconfig");
+        self.plane.write_operator_kubeconfig(&kubeconfig).expect("a kubeconfig");
         let whoami = ["auth", "whoami", "-o", "json", "--kubeconfig"];
         let said = self.kubectl(&[&whoami[..], &[kubeconfig.to_str().expect("UTF-8")]].concat()).await;
         let review: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("whoami: {}", said.err));

@@ -1,0 +1,152 @@
+//! The API server is away while Tunnels are open, and while they are opened, deleted, or get new tokens: then it
+//! comes back, and each life ends as if it had not been.
+
+use crate::matrix::lives::Life;
+use crate::matrix::oracle::{self, End};
+use crate::matrix::place::Place;
+use crate::matrix::product::Product;
+use crate::matrix::undisturbed;
+use crate::support::World;
+use crate::support::api_proxy::{Point, Request};
+use crate::support::outage::{Away, Outage};
+use futures::future::join_all;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// When it goes away.
+#[derive(Clone, Copy)]
+enum When {
+    /// Before anything happens; nothing happens.
+    AtRest,
+    /// Before something happens in AWS.
+    Before,
+    /// The answer of this request of the operator's to the API server is lost.
+    Api(Point, fn(&Request) -> bool),
+    /// While AWS is asked. Its answer comes.
+    Aws(Point, fn(&Request) -> bool),
+}
+
+use Point::{AfterCommit, BeforeForward};
+use When::{Api, AtRest, Aws, Before};
+
+const CASES: [(Life, When); 16] = [
+    (Life::Open, AtRest),
+    (Life::Open, Api(BeforeForward, Request::is_claim)),
+    (Life::Open, Api(AfterCommit, Request::is_claim)),
+    (Life::Open, Aws(AfterCommit, |request| request.calls("OpenTunnel"))),
+    (Life::Open, Api(BeforeForward, Request::is_secret_write)),
+    (Life::Open, Api(AfterCommit, Request::is_secret_write)),
+    (Life::Open, Api(BeforeForward, |request| request.is_status("Open"))),
+    (Life::Open, Api(AfterCommit, |request| request.is_status("Open"))),
+    (Life::OpenAnswerLost, Api(AfterCommit, |request| request.is_status("Rotating"))),
+    (Life::SecretLost, Api(AfterCommit, |request| request.is_status("Rotating"))),
+    (Life::SecretLost, Aws(AfterCommit, |request| request.calls("RotateTunnelAccessToken"))),
+    (Life::SecretLost, Api(AfterCommit, |request| request.is_status("Open"))),
+    (Life::Delete, Aws(AfterCommit, |request| request.calls("CloseTunnel"))),
+    (Life::Delete, Api(BeforeForward, |request| request.method == "PATCH" && request.path.ends_with("/tunnels/life"))),
+    (Life::ClosedByOthers, Before),
+    (Life::Expiry, Before),
+];
+
+async fn case(outage: &Outage, life: Life, when: When) -> (Place, Option<crate::support::api_proxy::Held>) {
+    let place = Place::on(World::on(outage.plane).await, life, Product::Whole).await;
+    life.prepare(&place).await;
+    let mut held = match when {
+        AtRest | Before => None,
+        Api(point, matches) => Some(place.api.hold(point, matches)),
+        Aws(point, matches) => Some(place.aws.hold(point, matches)),
+    };
+    match (when, &mut held) {
+        (Before, _) => {}
+        (_, Some(held)) => {
+            life.happen(&place).await;
+            held.reached().await;
+        }
+        (_, None) => {
+            life.happen(&place).await;
+            oracle::reached(&place).await.expect("it ends well");
+        }
+    }
+    (place, held)
+}
+
+fn opened(place: &Place) -> usize {
+    place.world.aws.calls().iter().filter(|call| call.operation == "OpenTunnel").count()
+}
+
+async fn stands(away: Away, time: Duration) {
+    let begun = Instant::now();
+    let outage = Outage::take().await;
+    let lives: HashSet<Life> = CASES.iter().map(|(life, _)| *life).collect();
+    let ends = join_all(lives.into_iter().map(|life| async move { (life, undisturbed(life).await) }));
+    let cases = join_all(CASES.iter().map(|(life, when)| case(&outage, *life, *when)));
+    let (ends, cases) = tokio::join!(ends, cases);
+    let ends: HashMap<Life, End> = ends.into_iter().collect();
+
+    outage.begin(away).await;
+    let left = Instant::now();
+    let mut places = Vec::new();
+    for ((place, held), (life, when)) in cases.into_iter().zip(CASES) {
+        let before = opened(&place);
+        match (when, held) {
+            (Aws(..), Some(held)) => held.pass(),
+            (_, Some(held)) => held.cut(),
+            (Before, None) => life.happen(&place).await,
+            (_, None) => {}
+        }
+        places.push((place, before));
+    }
+    sleep(time.saturating_sub(left.elapsed())).await;
+    let openings: Vec<usize> = places.iter().map(|(place, before)| opened(place) - before).collect();
+    outage.end(away).await;
+
+    let back = Instant::now();
+    let judged = join_all(places.iter().map(async |(place, _)| {
+        let unreached = oracle::reached(place).await.err();
+        let recovered = back.elapsed();
+        let judged = oracle::judge(place, Some(&ends[&place.life])).await;
+        let violations = unreached.into_iter().chain(judged.violations).map(|violation| violation.to_string());
+        (recovered, violations.collect::<Vec<_>>())
+    }))
+    .await;
+    let broken = judged.iter().filter(|(_, violations)| !violations.is_empty()).count();
+    let slowest = judged.iter().map(|(recovered, _)| *recovered).max().unwrap_or_default();
+    println!(
+        "figure: API server away {:.0} s, {away:?} | {} lives, {broken} broken, {} OpenTunnel calls meanwhile; the last has ended {:.0} s after it is back; {:.0} s",
+        time.as_secs_f64(),
+        places.len(),
+        openings.iter().sum::<usize>(),
+        slowest.as_secs_f64(),
+        begun.elapsed().as_secs_f64(),
+    );
+    for (at, (_, violations)) in judged.iter().enumerate().filter(|(_, (_, violations))| !violations.is_empty()) {
+        eprintln!("case {at} ({}): {violations:#?}", CASES[at].0);
+        places[at].0.world.show_logs();
+    }
+    assert_eq!(broken, 0, "the promise was broken");
+    // What cannot be claimed is not opened.
+    assert!(openings.iter().all(|calls| *calls == 0), "{openings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_hangs_for_a_while_changes_nothing() {
+    stands(Away::Paused, Duration::from_secs(15)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_killed_and_comes_back_changes_nothing() {
+    stands(Away::Stopped, Duration::from_secs(15)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes: make matrix"]
+async fn an_api_server_that_hangs_for_a_minute_changes_nothing() {
+    stands(Away::Paused, Duration::from_secs(60)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes: make matrix"]
+async fn an_api_server_that_is_killed_and_comes_back_after_a_minute_changes_nothing() {
+    stands(Away::Stopped, Duration::from_secs(60)).await;
+}
