@@ -129,8 +129,11 @@ impl Case {
                 let open = place.world.aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count();
                 return if open == 2 { vec![] } else { vec![format!("{open} tunnels are open")] };
             }
-            // Nothing tells that AWS has revoked what the restored Secret holds: docs/protocol.md says what to do.
+            // Nothing tells that AWS has revoked what the restored Secret holds: docs/outages.md says what to do.
             Self::Rotated => {
+                let held = place.world.secret_data("life-tokens").await.expect("it was restored");
+                let live = place.world.aws.live_tokens(&held["tunnelId"]).expect("it is open");
+                assert!(held["sourceAccessToken"] != live.source, "the hole is mended: docs/outages.md may say so");
                 let ours = ListParams::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
                 let deleted = place.world.secrets().delete_collection(&DeleteParams::default(), &ours).await;
                 deleted.expect("they can be deleted");

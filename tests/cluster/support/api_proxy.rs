@@ -4,26 +4,23 @@
 
 use super::LIMIT;
 use super::control_plane::write_private;
-use super::faults::Reset;
+use super::faults::{Connection, Reset};
 use super::namespace::client;
 use super::tap::Tap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
-use axum::serve::IncomingStream;
 use kube::Client;
 use serde_json::{Value, json};
-use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -293,23 +290,6 @@ impl Shared {
             Action::Rewrite(change) => Some(Action::Rewrite(change.clone())),
             Action::Hold(..) => Some(rules.remove(found?).action),
         }
-    }
-}
-
-/// A connection of an operator's.
-#[derive(Clone)]
-struct Connection(Arc<OwnedFd>);
-
-impl Connected<IncomingStream<'_, TcpListener>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self(Arc::new(stream.io().as_fd().try_clone_to_owned().expect("a file descriptor is left")))
-    }
-}
-
-impl Connection {
-    /// Its end will be a reset.
-    fn resets(&self) -> io::Result<()> {
-        TcpSocket::from_std_stream(self.0.try_clone()?.into()).set_zero_linger()
     }
 }
 

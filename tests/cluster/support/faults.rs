@@ -2,10 +2,15 @@
 
 use super::api_proxy::{Cut, Point, Request, failure};
 use axum::body::Body;
+use axum::extract::connect_info::Connected;
 use axum::http::{Response, StatusCode, header};
+use axum::serve::IncomingStream;
 use serde_json::json;
-use std::fmt;
 use std::future::pending;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::{fmt, io};
+use tokio::net::{TcpListener, TcpSocket};
 
 /// The service's answer does not reach the operator, which lives. What comes, and whether the service has
 /// carried the request out.
@@ -37,6 +42,23 @@ pub enum Comes {
 /// Goes with an answer: the connection is reset in its place.
 #[derive(Clone, Copy)]
 pub struct Reset;
+
+/// A connection of an operator's.
+#[derive(Clone)]
+pub struct Connection(Arc<OwnedFd>);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(Arc::new(stream.io().as_fd().try_clone_to_owned().expect("a file descriptor is left")))
+    }
+}
+
+impl Connection {
+    /// Its end will be a reset.
+    pub fn resets(&self) -> io::Result<()> {
+        TcpSocket::from_std_stream(self.0.try_clone()?.into()).set_zero_linger()
+    }
+}
 
 const fn before(comes: Comes) -> Instead {
     Instead { point: Point::BeforeForward, comes }
@@ -117,5 +139,45 @@ impl fmt::Display for Instead {
             Point::AfterCommit => " after",
             Point::BeforeForward => "",
         })
+    }
+}
+
+#[tokio::test]
+async fn each_fault_is_what_it_says_and_the_service_has_done_what_it_says() {
+    use super::aws_proxy::AwsProxy;
+    use super::tap::{Fault, Step, Tap};
+    use secure_tunneling_emulator::{Config, Emulator};
+    use std::io::ErrorKind;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    let request = "POST / HTTP/1.1\r\nHost: aws\r\nX-Amz-Target: IoTSecuredTunneling.OpenTunnel\r\n\
+        Content-Type: application/x-amz-json-1.1\r\nContent-Length: 2\r\n\r\n{}";
+    for instead in Instead::OF_KUBERNETES.into_iter().chain(Instead::OF_AWS) {
+        let aws = Emulator::start(Config::default()).await.expect("the emulator starts");
+        let tap = Tap::new(false);
+        let proxy = AwsProxy::start(&aws, Some(tap.clone())).await;
+        tap.count([(Step { request: "AWS OpenTunnel".into(), nth: 1 }, Fault::Aws(instead))]);
+        let address = proxy.endpoint().replace("http://", "");
+        let mut connection = TcpStream::connect(address).await.expect("the proxy listens");
+        connection.write_all(request.as_bytes()).await.expect("it can be sent");
+        let mut answer = vec![0; 4096];
+        let wait = if instead.comes == Comes::Nothing { Duration::from_millis(500) } else { super::LIMIT };
+        let came = timeout(wait, connection.read(&mut answer)).await;
+        let text = |read: usize| String::from_utf8_lossy(&answer[..read]).into_owned();
+        match (instead.comes, came) {
+            (Comes::End, Ok(Ok(0))) | (Comes::Nothing, Err(_)) => {}
+            (Comes::Reset, Ok(Err(error))) if error.kind() == ErrorKind::ConnectionReset => {}
+            (Comes::Error(code), Ok(Ok(read))) if text(read).starts_with(&format!("HTTP/1.1 {code} ")) => {
+                assert_eq!(text(read).contains("retry-after: 1"), code == 429, "{instead}");
+            }
+            (Comes::Garbage | Comes::Empty, Ok(Ok(read))) if text(read).starts_with("HTTP/1.1 200 ") => {}
+            (_, came) => panic!("{instead}: {came:?}"),
+        }
+        drop(connection);
+        tap.struck().await;
+        assert_eq!(aws.tunnels().len(), usize::from(instead.point == Point::AfterCommit), "{instead}");
     }
 }
