@@ -157,10 +157,15 @@ impl Life {
                 let mut held = place.aws.hold(Point::BeforeForward, |request| request.calls("OpenTunnel"));
                 self.apply(place).await;
                 held.reached().await;
-                // As `kubectl replace` does.
+                // As `kubectl replace` does, and once more if somebody has written in between.
                 let mut tunnel = self.tunnel();
-                tunnel.metadata.resource_version = world.tunnel(NAME).await.resource_version();
-                world.tunnels().replace(NAME, &Default::default(), &tunnel).await.expect("it can be replaced");
+                loop {
+                    tunnel.metadata.resource_version = world.tunnel(NAME).await.resource_version();
+                    match world.tunnels().replace(NAME, &Default::default(), &tunnel).await {
+                        Err(kube::Error::Api(status)) if status.code == 409 => {}
+                        replaced => break replaced.map(drop).expect("it can be replaced"),
+                    }
+                }
                 held.pass();
             }
             Self::SecretLost => {

@@ -12,6 +12,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 
 const API_SERVER: &str = "kube-apiserver";
+/// It is ready before it can list what a CustomResourceDefinition defines.
+const ANSWERS: [&str; 3] = ["/readyz", "/apis/opentunnel.dev/v1alpha1/tunnels?limit=1", "/api/v1/secrets?limit=1"];
 
 /// How an API server is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +93,13 @@ impl Outage {
     async fn until(&self, answers: bool) {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let get = http::Request::get("/readyz").body(Vec::new()).expect("a request");
-            let answer = timeout(Duration::from_millis(500), self.admin.request_text(get)).await;
-            if matches!(answer, Ok(Ok(_))) == answers {
+            let mut all = true;
+            for path in ANSWERS {
+                let get = http::Request::get(path).body(Vec::new()).expect("a request");
+                let answer = timeout(Duration::from_secs(1), self.admin.request_text(get)).await;
+                all &= matches!(answer, Ok(Ok(_)));
+            }
+            if all == answers {
                 return;
             }
             assert!(Instant::now() < deadline, "the API server answers: not {answers}");
