@@ -101,8 +101,8 @@ async fn stands(away: Away, time: Duration) {
     let openings: Vec<usize> = places.iter().map(|(place, before)| opened(place) - before).collect();
     outage.end(away).await;
 
-    let back = Instant::now();
-    let judged = join_all(places.iter().map(async |(place, _)| {
+    let (back, ends) = (Instant::now(), &ends);
+    let judged = join_all(places.iter().map(|(place, _)| async move {
         let unreached = oracle::reached(place).await.err();
         let recovered = back.elapsed();
         let judged = oracle::judge(place, Some(&ends[&place.life])).await;

@@ -155,7 +155,7 @@ async fn an_etcd_that_is_restored_from_an_older_state_is_followed() {
     let begun = Instant::now();
     let outage = Outage::take().await;
     let cases = Case::ALL.iter().flat_map(|case| [(*case, true), (*case, false)]);
-    let places = cases.map(async |(case, kept)| {
+    let places = cases.map(|(case, kept)| async move {
         let mut place = Place::on(World::on(outage.plane).await, Life::Open, Product::Whole).await;
         case.before(&mut place).await;
         (case, kept, place)
@@ -164,7 +164,7 @@ async fn an_etcd_that_is_restored_from_an_older_state_is_followed() {
     let (places, (ready, closed)) = tokio::join!(join_all(places), ends);
     let snapshot = outage.snapshot().await;
 
-    let happens = places.into_iter().map(async |(case, kept, mut place)| {
+    let happens = places.into_iter().map(|(case, kept, mut place)| async move {
         case.since(&mut place).await;
         (case, kept, place)
     });
@@ -174,8 +174,9 @@ async fn an_etcd_that_is_restored_from_an_older_state_is_followed() {
     outage.restore(&snapshot, || restarted().for_each(|place| place.tap.kill())).await;
     let _next: Vec<Next> = join_all(restarted().map(|place| place.next(None))).await;
 
-    let judged = join_all(places.iter().map(async |(case, _, place)| {
-        let end = if place.life == Life::ClosedByOthers { &closed } else { &ready };
+    let (ready, closed) = (&ready, &closed);
+    let judged = join_all(places.iter().map(|(case, _, place)| async move {
+        let end = if place.life == Life::ClosedByOthers { closed } else { ready };
         case.judge(place, end).await
     }))
     .await;

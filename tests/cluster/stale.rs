@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// An opening, a deletion, a Secret that is lost, a claim that is wiped.
 const LIVES: [Life; 4] = [Life::Open, Life::Delete, Life::SecretLost, Life::Replaced];
 
-async fn judged(from: impl Fn(&Step) -> bool) {
+async fn judged(from: impl Fn(&Step) -> bool + Copy) {
     let begun = Instant::now();
     let table = sights(&LIVES, &Sight::ALL, from).await;
     println!("{table}\nfigure: stale and unseen | {}", table.figures(begun.elapsed()));
@@ -21,6 +21,7 @@ async fn judged(from: impl Fn(&Step) -> bool) {
 async fn what_a_watch_shows_late_or_not_at_all_changes_nothing() {
     // The others: make matrix.
     let starts = [Step::start().request, "AWS OpenTunnel".into(), "PATCH tunnels/life/status".into()];
+    let starts = &starts;
     judged(|step| step.nth == 1 && starts.contains(&step.request)).await;
 }
 

@@ -151,7 +151,7 @@ async fn rows(life: Life, product: Product, before: &[(Step, Fault)], listed: Li
 
 /// Goes through lives with every fault at every request.
 async fn matrix(lives: &[Life], faults: &[Fault], product: Product) -> Table {
-    let of_a_life = lives.iter().map(async |life| {
+    let of_a_life = lives.iter().map(|life| async move {
         let listed = list(*life, product, &[], None).await.expect("no request is asked for");
         rows(*life, product, &[], listed, faults).await
     });
@@ -159,12 +159,12 @@ async fn matrix(lives: &[Life], faults: &[Fault], product: Product) -> Table {
 }
 
 /// Kills the operator at these requests, once they are carried out, and the next one at each of its own.
-async fn second_crashes(lives: &[Life], first: impl Fn(&Step) -> bool) -> Table {
+async fn second_crashes(lives: &[Life], first: impl Fn(&Step) -> bool + Copy) -> Table {
     let (product, kill) = (Product::Whole, Fault::Kill(Moment::AfterCommit));
-    let of_a_life = lives.iter().map(async |life| {
+    let of_a_life = lives.iter().map(|life| async move {
         let listed = list(*life, product, &[], None).await.expect("no request is asked for");
         let end = &listed.end;
-        let of_a_step = listed.steps.iter().filter(|step| first(step)).map(async |step| {
+        let of_a_step = listed.steps.iter().filter(|step| first(step)).map(|step| async move {
             let before = [(step.clone(), kill)];
             let listed = list(*life, product, &before, Some(end)).await?;
             let rows = rows(*life, product, &before, listed, &[kill]).await;
@@ -192,13 +192,14 @@ async fn every_request_is_a_crash_point() {
 }
 
 /// Goes through lives while the operator's watches show things late or in part, from each request on.
-pub async fn sights(lives: &[Life], sights: &[Sight], from: impl Fn(&Step) -> bool) -> Table {
+pub async fn sights(lives: &[Life], sights: &[Sight], from: impl Fn(&Step) -> bool + Copy) -> Table {
     let faults: Vec<Fault> = sights.iter().copied().map(Fault::Sight).collect();
-    let of_a_life = lives.iter().map(async |life| {
+    let all = &faults;
+    let of_a_life = lives.iter().map(|life| async move {
         let mut listed = list(*life, Product::Whole, &[], None).await.expect("no request is asked for");
         listed.steps.insert(0, Step::start());
-        listed.steps.retain(&from);
-        rows(*life, Product::Whole, &[], listed, &faults).await
+        listed.steps.retain(from);
+        rows(*life, Product::Whole, &[], listed, all).await
     });
     Table { lives: futures::future::join_all(of_a_life).await, faults }
 }
@@ -227,7 +228,7 @@ async fn all_lives_stand_every_fault_at_every_request() {
     stand_every_fault(&Life::ALL).await;
 }
 
-async fn stands_a_second_crash(lives: &[Life], first: impl Fn(&Step) -> bool) {
+async fn stands_a_second_crash(lives: &[Life], first: impl Fn(&Step) -> bool + Copy) {
     let begun = Instant::now();
     let table = second_crashes(lives, first).await;
     println!("{table}\nfigure: second crash | {}", table.figures(begun.elapsed()));
