@@ -8,6 +8,7 @@ use crate::matrix::product::Product;
 use crate::matrix::undisturbed;
 use crate::support::World;
 use crate::support::api_proxy::{Request, failure};
+use crate::support::namespace::status;
 use crate::support::outage::Outage;
 use crate::support::sight::Sight;
 use axum::http::StatusCode;
@@ -15,7 +16,7 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
-use opentunnel_operator::crd::{MANAGED_BY_LABEL, MANAGER};
+use opentunnel_operator::crd::{MANAGED_BY_LABEL, MANAGER, Tunnel};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::json;
 use tokio::time::Instant;
@@ -73,7 +74,7 @@ impl Case {
     async fn before(self, place: &mut Place) {
         if self == Self::Rotating {
             Life::Open.happen(place).await;
-            place.world.wait_ready(NAME).await;
+            place.begins_with(&place.world.wait_ready(NAME).await);
         }
         let mut before = 0;
         if let Some(refused) = self.refuses() {
@@ -89,7 +90,7 @@ impl Case {
         match self.refuses() {
             Some(refused) => place.api.more_than(before, refused).await,
             None if self == Self::Unknown => {}
-            None => drop(place.world.wait_ready(NAME).await),
+            None => place.begins_with(&place.world.wait_ready(NAME).await),
         }
     }
 
@@ -134,12 +135,11 @@ impl Case {
                 let held = place.world.secret_data("life-tokens").await.expect("it was restored");
                 let live = place.world.aws.live_tokens(&held["tunnelId"]).expect("it is open");
                 assert!(held["sourceAccessToken"] != live.source, "the hole is mended: docs/outages.md may say so");
+                let restored = place.world.tunnel(NAME).await;
                 let ours = ListParams::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
                 let deleted = place.world.secrets().delete_collection(&DeleteParams::default(), &ours).await;
                 deleted.expect("they can be deleted");
-                let renewed = |t: &opentunnel_operator::crd::Tunnel| {
-                    crate::support::namespace::status(t).token_generation >= Some(2)
-                };
+                let renewed = |t: &Tunnel| status(t).token_generation > status(&restored).token_generation;
                 place.world.wait_for(NAME, "new tokens", renewed).await;
             }
             _ => {}

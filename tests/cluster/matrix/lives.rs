@@ -45,7 +45,8 @@ pub enum Life {
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Ready, by the present spec, with tokens of this generation or a later one.
+    /// Ready, by the present spec, with tokens of this generation or a later one, where the life begins with the
+    /// first: see [`Place::ending`].
     Ready(i64),
     /// Ended, with this reason.
     Ended(&'static str),
@@ -124,7 +125,7 @@ impl Life {
             Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening | Self::Replaced => {}
             _ => {
                 self.apply(place).await;
-                place.world.wait_ready(NAME).await;
+                place.begins_with(&place.world.wait_ready(NAME).await);
                 // Its Event comes after the status, and a last look.
                 place.tap.quiet(Duration::from_millis(400)).await;
             }

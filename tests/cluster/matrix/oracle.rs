@@ -83,7 +83,7 @@ struct Oracle<'a> {
 /// Returns once the life has ended; the reason, if it does not.
 pub async fn reached(place: &Place) -> Result<(), Violation> {
     let limit = if place.product == Product::Whole { LIMIT } else { LIMIT_OF_BROKEN };
-    let ending = place.life.ending();
+    let ending = place.ending();
     let wait = await_condition(place.world.tunnels(), NAME, move |tunnel: Option<&Tunnel>| ending.is_reached(tunnel));
     let state = |what: String| Violation { rule: Rule::State, what };
     match timeout(limit, wait).await {

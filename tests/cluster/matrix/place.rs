@@ -1,13 +1,16 @@
 //! Where one life is gone through: a namespace, an AWS, an operator behind two proxies that count.
 
-use super::lives::Life;
+use super::lives::{Ending, Life};
 use super::product::Product;
 use crate::support::World;
 use crate::support::api_proxy::ApiProxy;
 use crate::support::aws_proxy::AwsProxy;
+use crate::support::namespace::status;
 use crate::support::operator::{Operator, Settings};
 use crate::support::tap::Tap;
+use opentunnel_operator::crd::Tunnel;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 /// A place of a run's own.
 pub struct Place {
@@ -22,6 +25,8 @@ pub struct Place {
     /// Between the operator and the API server.
     pub api: ApiProxy,
     settings: Settings,
+    /// The generation of the tokens when the life begins: under load another one than the first.
+    generation: AtomicI64,
     /// The rest of the world. The last field: it is dropped last.
     pub world: World,
 }
@@ -59,9 +64,22 @@ impl Place {
         let api = world.tapped_api_proxy(Some(tap.clone())).await;
         let aws = AwsProxy::start(&world.aws, Some(tap.clone())).await;
         product.breaks(&aws);
-        let place = Self { life, product, tap, aws, api, settings, world };
+        let place = Self { life, product, tap, aws, api, settings, generation: AtomicI64::new(1), world };
         place.tap.holds(place.operator(&place.aws, &place.api).await);
         place
+    }
+
+    /// What its life brings is counted from the Tunnel as it is now.
+    pub fn begins_with(&self, tunnel: &Tunnel) {
+        self.generation.store(status(tunnel).token_generation.unwrap_or(1), Ordering::Relaxed);
+    }
+
+    /// How its life ends.
+    pub fn ending(&self) -> Ending {
+        match self.life.ending() {
+            Ending::Ready(generation) => Ending::Ready(generation - 1 + self.generation.load(Ordering::Relaxed)),
+            ending => ending,
+        }
     }
 
     /// Starts the next operator. `by`: the doors that the one before it came in by.
