@@ -244,3 +244,35 @@ impl Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn who_gets_to_lead_takes_nothing_that_it_saw_before_for_a_proof() {
+        let (before, term) = (Mono(Duration::from_secs(1)), Mono(Duration::from_secs(9)));
+        let own = Attempt::random();
+        let mut memory = Memory {
+            claim: Some((Attempt::random(), before)),
+            unfinished: Some((2, before)),
+            deleting: Some(before),
+            attempt: Some(own.clone()),
+            open_doubt: Some(before),
+            late_rotation: Some(2),
+            ..Memory::new(true, before)
+        };
+        memory.led_since(term);
+        assert!(!memory.saw_creation, "another may have opened for it");
+        let since =
+            [Some(memory.first_seen), memory.claim.map(|c| c.1), memory.unfinished.map(|u| u.1), memory.deleting];
+        assert_eq!(since, [Some(term); 4], "every grace begins anew");
+        let kept = (memory.attempt, memory.open_doubt, memory.late_rotation);
+        assert_eq!(kept, (Some(own), Some(before), Some(2)), "what this process has sent, it knows best");
+
+        let mut created_later = Memory::new(true, term);
+        created_later.led_since(term);
+        assert!(created_later.saw_creation);
+    }
+}

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 /// An opening and a rotation.
 const LIVES: [Life; 2] = [Life::Open, Life::SecretLost];
 /// Runs at once. Each has two operators.
-static AT_ONCE: Semaphore = Semaphore::const_new(24);
+static AT_ONCE: Semaphore = Semaphore::const_new(20);
 /// A run whose request did not come is made anew so often.
 const TRIES: usize = 2;
 /// Far more than there is between two requests of a life.

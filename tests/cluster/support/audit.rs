@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// The operator's user.
-const OPERATOR: &str = "system:serviceaccount:opentunnel-system:opentunnel-operator";
+pub const OPERATOR: &str = "system:serviceaccount:opentunnel-system:opentunnel-operator";
 /// What the name begins with that shows how far the log goes, see [`settled`].
 const MARKER: &str = "audit-marker-";
 

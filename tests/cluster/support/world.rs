@@ -2,12 +2,13 @@
 
 use super::LIMIT;
 use super::api_proxy::ApiProxy;
-use super::audit::{self, Write};
+use super::audit::{self, OPERATOR, Write};
 use super::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use super::log;
 use super::namespace::Namespace;
 use super::operator::{Operator, Settings};
 use super::tap::Tap;
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use opentunnel_operator::leader::LEASE;
@@ -79,6 +80,16 @@ impl World {
             object["metadata"] = json!({"name": LEASE, "namespace": self.name});
         }
         self.apply(&list.to_string()).await;
+        // The API server's RBAC may lag behind.
+        let review = json!({"spec": {"user": OPERATOR, "resourceAttributes": {
+            "group": "coordination.k8s.io", "resource": "leases", "verb": "update", "namespace": self.name,
+        }}});
+        let review: SubjectAccessReview = serde_json::from_value(review).expect("a review");
+        let (reviews, begun) = (Api::<SubjectAccessReview>::all(self.client.clone()), Instant::now());
+        while !reviews.create(&Default::default(), &review).await.is_ok_and(|r| r.status.is_some_and(|s| s.allowed)) {
+            assert!(begun.elapsed() < LIMIT, "the Role has no effect");
+            sleep(Duration::from_millis(20)).await;
+        }
         self.settings().flag("--leader-elect", "true").env("POD_NAMESPACE", &self.name)
     }
 
