@@ -19,6 +19,8 @@ use std::time::Duration;
 mod ending;
 mod waiting;
 
+pub use waiting::CLAIM_LIMIT;
+
 /// So long the API server's word counts that it would take a Secret.
 const TRIAL_LIMIT: Duration = Duration::from_secs(5);
 /// A Secret that the API server did not take is tried again after this time.

@@ -1,6 +1,7 @@
 //! How a process's memory of one Tunnel changes: by what the object shows, and by what its own writes and
 //! calls came to. Pure, so that the model checker goes through the very same changes.
 
+use super::decide::CLAIM_LIMIT;
 use super::decision::{Change, Decision, Lane};
 use super::observe::{Answer, AnswerOf, Limits, Memory, Rotation, RotationStage};
 use super::validate::{Desired, Record};
@@ -160,8 +161,10 @@ impl Memory {
     /// RotateTunnelAccessToken has ended, with an answer or without.
     pub fn rotate_ended(&mut self, failed: Option<CallErrorKind>, limits: &Limits, now: Mono) {
         let Some(rotation) = &mut self.rotation else { return };
+        // Nobody else has rotated before: the grace is counted from the claim, which is at most so old. (A call that
+        // was given up after its time limit alone is no such case: the process was paused.)
         if let RotationStage::Doubt(called) = rotation.stage
-            && now > called + limits.aws_timeout
+            && now > called + limits.recovery_grace.saturating_sub(CLAIM_LIMIT)
         {
             self.late_rotation = Some(rotation.generation);
         }

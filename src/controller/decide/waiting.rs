@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// A claim is acted on within this time of its write, or of a read that shows it unchanged: a
 /// process that was paused must not act on an old one.
-const CLAIM_LIMIT: Duration = Duration::from_secs(5);
+pub const CLAIM_LIMIT: Duration = Duration::from_secs(5);
 /// A wait is reported only once it has taken longer than this.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
 /// A Secret of somebody else's is looked at again after this time at the latest.
