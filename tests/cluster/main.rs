@@ -19,6 +19,7 @@ mod rights;
 mod secrecy;
 mod security;
 mod stale;
+mod soak;
 mod startup;
 mod support;
 mod unreadable;

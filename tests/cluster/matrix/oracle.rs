@@ -4,12 +4,13 @@ use super::lives::{Ending, NAME};
 use super::place::Place;
 use super::product::Product;
 use crate::support::LIMIT;
+use crate::support::promise::dead_tokens;
+pub use crate::support::promise::{Rule, Violation};
 use kube::api::ListParams;
 use kube::runtime::wait::await_condition;
-use opentunnel_operator::crd::{ClientMode, OWNER_TAG, Tunnel};
+use opentunnel_operator::crd::{OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
-use std::fmt;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -17,51 +18,6 @@ use tokio::time::{sleep, timeout};
 const LIMIT_OF_BROKEN: Duration = Duration::from_secs(20);
 /// Longer than a round of the poller.
 const ROUND: Duration = Duration::from_millis(1500);
-
-/// A rule of the promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Rule {
-    /// 1: never two open AWS tunnels that stay.
-    OneTunnel,
-    /// 1: no tunnel with our owner tag stays that no Tunnel owns.
-    NoOrphan,
-    /// 2: a Ready Tunnel's Secrets hold tokens that AWS accepts.
-    LiveTokens,
-    /// 3: OpenTunnel is called once per opening.
-    OpenedOnce,
-    /// 4: every Tunnel reaches its state.
-    State,
-    /// 4: then nothing writes any more.
-    Silence,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OneTunnel => "1a",
-            Self::NoOrphan => "1b",
-            Self::LiveTokens => "2",
-            Self::OpenedOnce => "3",
-            Self::State => "4a",
-            Self::Silence => "4b",
-        })
-    }
-}
-
-/// A rule that was broken. Displayed as `3: OpenTunnel was carried out 2 times`.
-#[derive(Clone, Debug)]
-pub struct Violation {
-    /// Which.
-    pub rule: Rule,
-    /// How.
-    pub what: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.rule, self.what)
-    }
-}
 
 /// How a life ended, without what differs from run to run (IDs, times, generations, words).
 #[derive(Clone, Debug, PartialEq)]
@@ -165,34 +121,8 @@ impl Oracle<'_> {
             return;
         }
         let id = tunnel.and_then(|t| t.status.as_ref()?.tunnel_id.clone()).unwrap_or_default();
-        let Some(live) = self.place.world.aws.live_tokens(&id) else {
-            return self.violated(Rule::LiveTokens, "it is Ready, and its tunnel is not open".into());
-        };
-        for (name, mode) in self.place.life.secrets() {
-            let Some(data) = self.place.world.secret_data(name).await else {
-                self.violated(Rule::LiveTokens, format!("it is Ready, and there is no Secret {name}"));
-                continue;
-            };
-            let alone = *mode != ClientMode::All;
-            let mut keys = vec![("tunnelId", &id)];
-            if mode.has_source() {
-                keys.push(("sourceAccessToken", &live.source));
-            }
-            if mode.has_destination() {
-                keys.push(("destinationAccessToken", &live.destination));
-            }
-            if alone {
-                keys.push((
-                    "AWSIOT_TUNNEL_ACCESS_TOKEN",
-                    if mode.has_source() { &live.source } else { &live.destination },
-                ));
-            }
-            for (key, wanted) in keys {
-                if data.get(key) != Some(wanted) {
-                    self.violated(Rule::LiveTokens, format!("{key} in Secret {name} is not what AWS accepts"));
-                }
-            }
-        }
+        let world = &self.place.world;
+        self.violations.extend(dead_tokens(world, &world.aws, &id, self.place.life.secrets()).await);
     }
 
     async fn end(&self, tunnel: Option<&Tunnel>) -> End {

@@ -13,12 +13,14 @@ use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kube::Client;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -129,9 +131,19 @@ impl Held {
 /// A request's connection is closed without an answer.
 pub struct Cut;
 
+/// What requests meet on their way through a proxy.
+pub trait Weather: Send + Sync {
+    /// Lets a request pass, or what is to happen to it happen.
+    fn pass<'a>(&'a self, request: &'a Request, forward: Answer<'a>) -> Answer<'a>;
+}
+
+/// The answer to a request, to be waited for.
+pub type Answer<'a> = BoxFuture<'a, Result<Response<Body>, Cut>>;
+
 struct Shared {
     client: Client,
     tap: Option<Arc<Tap>>,
+    weather: OnceLock<Arc<dyn Weather>>,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Request>>,
 }
@@ -189,7 +201,11 @@ impl Deref for ApiProxy {
 impl Proxy {
     /// Starts one that forwards to where `client` leads.
     pub async fn start(client: Client, tap: Option<Arc<Tap>>) -> Self {
-        Self::listen(Arc::new(Shared { client, tap, rules: Mutex::default(), seen: Mutex::default() }), 0).await
+        Self::listen(
+            Arc::new(Shared { client, tap, weather: OnceLock::new(), rules: Mutex::default(), seen: Mutex::default() }),
+            0,
+        )
+        .await
     }
 
     /// The same proxy for the next operator: what an earlier one sent, and is read only now, comes in by
@@ -241,6 +257,11 @@ impl Proxy {
         self.add(matches, Action::Rewrite(Arc::new(change)));
     }
 
+    /// From now on, all that comes meets this weather. To be called once.
+    pub fn meets(&self, weather: Arc<dyn Weather>) {
+        assert!(self.shared.weather.set(weather).is_ok(), "there is one weather");
+    }
+
     /// Requests so far that match.
     pub fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
         lock(&self.shared.seen).iter().filter(|request| matches(request)).count()
@@ -284,7 +305,10 @@ impl Shared {
     fn note(&self, request: Request) -> Option<Action> {
         let mut rules = lock(&self.rules);
         let found = rules.iter().position(|rule| (rule.matches)(&request));
-        lock(&self.seen).push(request);
+        // In weather there are too many.
+        if self.weather.get().is_none() {
+            lock(&self.seen).push(request);
+        }
         match &rules[found?].action {
             Action::Answer(status, body) => Some(Action::Answer(*status, body.clone())),
             Action::Rewrite(change) => Some(Action::Rewrite(change.clone())),
@@ -300,7 +324,11 @@ async fn handle(
 ) -> Response<Body> {
     let answer = match shared.receive(request).await {
         Ok((request, received)) => {
-            let forwarded = shared.forward(&request, received);
+            let forwarded = shared.forward(&request, received).boxed();
+            let forwarded = match shared.weather.get() {
+                Some(weather) => weather.pass(&request, forwarded),
+                None => forwarded,
+            };
             match &shared.tap {
                 Some(tap) => tap.pass(door, &request, tap.eyes.look(&request, forwarded)).await,
                 None => forwarded.await,

@@ -153,6 +153,11 @@ impl Operator {
         }
     }
 
+    /// Whether it has not ended by itself.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
     fn must_run(&mut self) {
         if let Ok(Some(status)) = self.process.try_wait() {
             panic!("the operator has ended: {status}");

@@ -1,0 +1,278 @@
+//! What happens in a soak, and when: all of it drawn from one seed. (What the processes make of it depends on
+//! the machine too: the same seed gives the same plan, not the same run.)
+
+use fastrand::Rng;
+use opentunnel_operator::crd::ClientMode;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Tunnels.
+    pub tunnels: usize,
+    /// How long things go wrong.
+    pub faults: Duration,
+    /// How long it may take until all is as it should be, then.
+    pub settle: Duration,
+    /// How long nothing is written after that.
+    pub silence: Duration,
+}
+
+/// A soak.
+pub struct Plan {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// How much.
+    pub bounds: Bounds,
+    /// What users and others do, in order.
+    pub moves: Vec<(Duration, Move)>,
+    /// What becomes of the processes of each replica, in order.
+    pub blows: [Vec<(Duration, Blow)>; 2],
+}
+
+/// Something that is done from outside.
+#[derive(Clone, Copy, Debug)]
+pub enum Move {
+    /// To the Tunnel of this number. One that is not there is created, as `Spec` says.
+    Tunnel(usize, Act, Spec),
+    /// AWS's clock is set ahead.
+    Clock(Duration),
+}
+
+/// Something that is done to a Tunnel or what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    /// It is created.
+    Create,
+    /// It is deleted.
+    Delete,
+    /// spec.secrets is edited.
+    EditSecrets(Secrets),
+    /// spec.deletionPolicy is edited.
+    EditPolicy { retain: bool },
+    /// `kubectl replace` with its own manifest: what the operator put into the metadata is gone.
+    Replace { anyhow: bool },
+    /// An annotation and a label are set.
+    Annotate(u32),
+    /// A token Secret is deleted.
+    LoseSecret,
+    /// A token Secret is edited.
+    EditSecret,
+    /// A token Secret is made immutable.
+    FreezeSecret,
+    /// A token Secret is replaced by somebody else's. `forged`: it looks as if the operator had written it.
+    TakeName { forged: bool },
+    /// Somebody else's Secrets are deleted.
+    FreeNames,
+    /// Its tunnel is closed by somebody else. `delete`: and removed.
+    CloseTunnel { delete: bool },
+    /// Its tokens are looked at.
+    Look,
+}
+
+/// The spec of a Tunnel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spec {
+    /// spec.secrets.
+    pub secrets: Secrets,
+    /// deletionPolicy: Retain.
+    pub retain: bool,
+    /// timeout.maxLifetimeTimeoutMinutes.
+    pub lifetime: Option<i32>,
+    /// destination.thingName.
+    pub thing: bool,
+}
+
+/// What spec.secrets may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Secrets {
+    /// Left out.
+    Default,
+    /// One of the source.
+    Source,
+    /// One of the destination.
+    Destination,
+    /// One for each side.
+    Each,
+    /// One with both, and one of the source.
+    Overlapping,
+}
+
+/// What happens to a process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Blow {
+    /// SIGKILL, and another one is started after this time.
+    Kill(Duration),
+    /// SIGTERM, and another one is started after this time.
+    Terminate(Duration),
+    /// SIGSTOP, and SIGCONT after this time.
+    Pause(Duration),
+}
+
+impl Bounds {
+    /// These, with what follows from them.
+    pub fn new(tunnels: usize, seconds: u64) -> Self {
+        let long = seconds > 60;
+        Self {
+            tunnels,
+            faults: Duration::from_secs(seconds),
+            settle: Duration::from_secs(if long { 600 } else { 180 }),
+            silence: Duration::from_secs(if long { 60 } else { 10 }),
+        }
+    }
+
+    /// Namespaces that the Tunnels are in.
+    pub fn namespaces(&self) -> usize {
+        (self.tunnels / 25).clamp(2, 8)
+    }
+
+    /// Calls a second that AWS grants of OpenTunnel and CloseTunnel.
+    pub fn rate(&self) -> f64 {
+        5.0
+    }
+}
+
+impl Plan {
+    /// The one of this seed.
+    pub fn new(seed: u64, bounds: Bounds) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut moves = Vec::new();
+        for tunnel in 0..bounds.tunnels {
+            let at = within(&mut rng, bounds.faults / 4);
+            moves.push((at, Move::Tunnel(tunnel, Act::Create, Spec::random(&mut rng))));
+        }
+        // Each Tunnel meets something every 12 s, where there are few, to 50 s, where there are many.
+        let pace = Duration::from_millis(12_000 / bounds.tunnels as u64).max(Duration::from_millis(250));
+        let mut at = Duration::from_secs(2);
+        while at < bounds.faults {
+            let (tunnel, act) = (rng.usize(..bounds.tunnels), Act::random(&mut rng));
+            moves.push((at, Move::Tunnel(tunnel, act, Spec::random(&mut rng))));
+            if act == Act::Delete && rng.bool() {
+                let again = at + within(&mut rng, Duration::from_secs(3));
+                moves.push((again, Move::Tunnel(tunnel, Act::Create, Spec::random(&mut rng))));
+            }
+            at += within(&mut rng, pace * 2);
+        }
+        for _ in 0..=bounds.faults.as_secs() / 600 {
+            let half = bounds.faults / 2;
+            moves.push((half + within(&mut rng, half), Move::Clock(Duration::from_secs(61))));
+        }
+        moves.sort_by_key(|(at, _)| *at);
+        moves.retain(|(at, _)| *at < bounds.faults);
+        let blows = [(); 2].map(|()| blows(&mut rng, bounds.faults));
+        Self { seed, bounds, moves, blows }
+    }
+}
+
+fn blows(rng: &mut Rng, end: Duration) -> Vec<(Duration, Blow)> {
+    let mut blows = Vec::new();
+    let mut at = Duration::from_secs(3) + within(rng, Duration::from_secs(5));
+    while at < end {
+        let pause = within(rng, Duration::from_secs(3));
+        let blow = match rng.u32(..10) {
+            0..5 => Blow::Kill(pause),
+            5..7 => Blow::Terminate(pause),
+            7..9 => Blow::Pause(pause * 2),
+            // Longer than a lease, the recovery grace and what a claim is acted on for.
+            _ => Blow::Pause(Duration::from_secs(8) + pause * 4),
+        };
+        blows.push((at, blow));
+        at += Duration::from_secs(3) + within(rng, Duration::from_secs(if end.as_secs() > 60 { 20 } else { 8 }));
+    }
+    blows
+}
+
+/// A time from 0 to `end`.
+pub fn within(rng: &mut Rng, end: Duration) -> Duration {
+    end.mul_f64(rng.f64())
+}
+
+impl Act {
+    fn random(rng: &mut Rng) -> Self {
+        match rng.u32(..100) {
+            0..14 => Self::Delete,
+            14..28 => Self::EditSecrets(Secrets::random(rng)),
+            28..32 => Self::EditPolicy { retain: rng.bool() },
+            32..42 => Self::Replace { anyhow: rng.u32(..4) == 0 },
+            42..48 => Self::Annotate(rng.u32(..)),
+            48..56 => Self::LoseSecret,
+            56..62 => Self::EditSecret,
+            62..66 => Self::FreezeSecret,
+            66..72 => Self::TakeName { forged: rng.bool() },
+            72..80 => Self::FreeNames,
+            80..86 => Self::CloseTunnel { delete: rng.u32(..3) == 0 },
+            _ => Self::Look,
+        }
+    }
+}
+
+impl Spec {
+    fn random(rng: &mut Rng) -> Self {
+        let lifetime = match rng.u32(..6) {
+            0 => Some(1),
+            1 => Some(120),
+            _ => None,
+        };
+        Self { secrets: Secrets::random(rng), retain: rng.u32(..5) == 0, lifetime, thing: rng.bool() }
+    }
+
+    /// As in a manifest.
+    pub fn json(&self, tunnel: &str, description: &str) -> Value {
+        let mut spec = json!({
+            "description": description,
+            "deletionPolicy": if self.retain { "Retain" } else { "Close" },
+            "tags": [{"key": "team", "value": "soak"}],
+        });
+        if let Some(secrets) = self.secrets.json(tunnel) {
+            spec["secrets"] = secrets;
+        }
+        if let Some(minutes) = self.lifetime {
+            spec["timeout"] = json!({"maxLifetimeTimeoutMinutes": minutes});
+        }
+        if self.thing {
+            spec["destination"] = json!({"thingName": tunnel, "services": ["SSH"]});
+        }
+        spec
+    }
+
+    /// Its tunnel is not to be open in the end.
+    pub fn is_short(&self) -> bool {
+        self.lifetime == Some(1)
+    }
+}
+
+impl Secrets {
+    fn random(rng: &mut Rng) -> Self {
+        [Self::Default, Self::Source, Self::Destination, Self::Each, Self::Overlapping][rng.usize(..5)]
+    }
+
+    /// The Secrets of a Tunnel of this name, and what is in each.
+    pub fn of(self, tunnel: &str) -> Vec<(String, ClientMode)> {
+        let (source, destination) = (("source", ClientMode::Source), ("destination", ClientMode::Destination));
+        let names = match self {
+            Self::Default => vec![("tokens", ClientMode::All)],
+            Self::Source => vec![source],
+            Self::Destination => vec![destination],
+            Self::Each => vec![source, destination],
+            Self::Overlapping => vec![("both", ClientMode::All), source],
+        };
+        names.into_iter().map(|(name, mode)| (format!("{tunnel}-{name}"), mode)).collect()
+    }
+
+    /// As in a manifest; `None`: left out.
+    pub fn json(self, tunnel: &str) -> Option<Value> {
+        let named = |(name, mode): &(String, ClientMode)| json!({"name": name, "clientMode": mode});
+        (self != Self::Default).then(|| self.of(tunnel).iter().map(named).collect())
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_plan() {
+    let plan = |seed| {
+        let plan = Plan::new(seed, Bounds::new(20, 40));
+        format!("{:?} {:?}", plan.moves, plan.blows)
+    };
+    assert_eq!(plan(7), plan(7));
+    assert_ne!(plan(7), plan(8));
+}

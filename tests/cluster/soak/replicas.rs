@@ -1,0 +1,129 @@
+//! Two replicas of the operator, each with a credential of its own, behind two proxies of its own; what becomes
+//! of their processes.
+
+use super::counts::Counts;
+use super::plan::{Blow, Bounds};
+use super::weather::Weather;
+use crate::matrix::product::Product;
+use crate::support::World;
+use crate::support::api_proxy::ApiProxy;
+use crate::support::aws_proxy::AwsProxy;
+use crate::support::operator::{Operator, Settings};
+use crate::support::world::Identity;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// A process that gave up is started again after this time.
+const RESTART: Duration = Duration::from_millis(500);
+
+/// A replica.
+pub struct Replica {
+    world: Arc<World>,
+    /// What tells its writes.
+    pub identity: Identity,
+    _api: ApiProxy,
+    _aws: AwsProxy,
+    settings: Settings,
+    operator: Operator,
+    counts: Arc<Counts>,
+}
+
+/// Further flags of `run`.
+fn flags(settings: Settings) -> Settings {
+    settings
+}
+
+impl Replica {
+    /// One that runs, in a calm weather yet.
+    pub async fn new(
+        world: &Arc<World>,
+        bounds: &Bounds,
+        namespaces: &[String],
+        weather: &Arc<Weather>,
+        product: Product,
+        counts: &Arc<Counts>,
+    ) -> Self {
+        let identity = world.identity().await;
+        let api = ApiProxy::start(&identity.kubeconfig, world.file("kubeconfig"), None).await;
+        let aws = AwsProxy::start(&world.aws, None).await;
+        product.breaks(&aws);
+        api.meets(weather.clone());
+        aws.meets(weather.clone());
+        let rate = bounds.rate().to_string();
+        let settings = flags(world.settings())
+            .via(&api)
+            .env("AWS_ENDPOINT_URL", aws.endpoint())
+            .flag("--watch-namespace", &namespaces.join(","))
+            .flag("--open-rate", &rate)
+            .flag("--close-rate", &rate)
+            .flag("--poll-interval", "2s")
+            .flag("--aws-timeout", "2s")
+            .flag("--recovery-grace", "7100ms");
+        let operator = world.operator_with(&settings).await;
+        Self { world: world.clone(), identity, _api: api, _aws: aws, settings, operator, counts: counts.clone() }
+    }
+
+    /// Goes through what is to become of it; it runs at the end, as far as the weather lets it.
+    pub async fn live(mut self, begun: Instant, end: Duration, blows: Vec<(Duration, Blow)>) -> Self {
+        for (at, blow) in blows {
+            self.keep(begun + at).await;
+            match blow {
+                Blow::Kill(pause) => {
+                    self.signal("KILL").await;
+                    self.counts.killed.add();
+                    while self.operator.runs() {
+                        sleep(Duration::from_millis(2)).await;
+                    }
+                    sleep(pause).await;
+                    self.start();
+                }
+                Blow::Terminate(pause) => {
+                    self.counts.terminated.add();
+                    self.signal("TERM").await;
+                    self.operator.end().await;
+                    sleep(pause).await;
+                    self.start();
+                }
+                Blow::Pause(time) => {
+                    self.counts.paused.add();
+                    self.signal("STOP").await;
+                    sleep(time).await;
+                    self.signal("CONT").await;
+                }
+            }
+        }
+        self.keep(begun + end).await;
+        self
+    }
+
+    /// Returns once it runs, and is ready: nothing is wrong any more.
+    pub async fn recover(&mut self) {
+        if !self.operator.runs() {
+            self.start();
+        }
+        self.operator.ready().await;
+    }
+
+    /// As a kubelet: a process that gave up (at its start, when a request failed) is started again.
+    async fn keep(&mut self, until: Instant) {
+        while Instant::now() < until {
+            if !self.operator.runs() {
+                self.counts.gave_up.add();
+                sleep(RESTART).await;
+                self.start();
+            }
+            sleep_until(until.min(Instant::now() + Duration::from_millis(200))).await;
+        }
+    }
+
+    fn start(&mut self) {
+        self.operator = self.world.spawn(&self.settings);
+    }
+
+    async fn signal(&self, name: &str) {
+        let kill = Command::new("kill").arg(format!("-{name}")).arg(self.operator.pid().to_string()).output().await;
+        kill.expect("there is a kill");
+    }
+}
