@@ -2,12 +2,15 @@
 
 use super::plan::{Bounds, within};
 use fastrand::Rng;
-use secure_tunneling_emulator::{Emulator, Fault, FaultKind, Operation, Quotas};
+use secure_tunneling_emulator::{Emulator, Fault, FaultKind, Operation, Quotas, TunnelStatus};
 use std::time::Duration;
 use tokio::time::sleep;
 
 /// Before the call is carried out. With what the weather adds it stays below `--aws-timeout`.
 const LATEST_BEFORE: Duration = Duration::from_millis(300);
+
+/// So long the first faults stand.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// AWS's quotas while nothing limits the number of tunnels.
 pub fn quotas(bounds: &Bounds) -> Quotas {
@@ -20,13 +23,17 @@ pub fn quotas(bounds: &Bounds) -> Quotas {
 
 /// Changes faults and quotas now and then, for ever.
 pub async fn change(aws: &Emulator, bounds: &Bounds, mut rng: Rng) {
+    // However few there are: what matters most happens.
+    let lost = |operation, times| Fault::new(operation, FaultKind::DropAfter).times(times);
+    aws.set_faults([lost(Operation::OpenTunnel, 3), lost(Operation::RotateTunnelAccessToken, 2)]);
+    sleep(FIRST).await;
     loop {
         let faults = (0..rng.usize(..4)).map(|_| fault(&mut rng)).collect::<Vec<_>>();
         aws.set_faults(faults);
-        let open = aws.tunnels().iter().filter(|t| t.status == secure_tunneling_emulator::TunnelStatus::Open).count();
+        let open = aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count();
         aws.set_quotas(&match rng.u32(..6) {
             // Hardly room for more.
-            0 => quotas(bounds).max_open_tunnels(open as u64 + rng.u64(..2)),
+            0 => quotas(bounds).max_open_tunnels(open.max(bounds.tunnels / 2) as u64 + rng.u64(..2)),
             _ => quotas(bounds),
         });
         sleep(Duration::from_secs(2) + within(&mut rng, Duration::from_secs(4))).await;

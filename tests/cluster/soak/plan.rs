@@ -142,8 +142,8 @@ impl Plan {
             let at = within(&mut rng, bounds.faults / 4);
             moves.push((at, Move::Tunnel(tunnel, Act::Create, Spec::random(&mut rng))));
         }
-        // Each Tunnel meets something every 12 s, where there are few, to 50 s, where there are many.
-        let pace = Duration::from_millis(12_000 / bounds.tunnels as u64).max(Duration::from_millis(250));
+        // Each Tunnel meets something every 6 s, where there are few, to 50 s, where there are many.
+        let pace = Duration::from_millis(6000 / bounds.tunnels as u64).max(Duration::from_millis(250));
         let mut at = Duration::from_secs(2);
         while at < bounds.faults {
             let (tunnel, act) = (rng.usize(..bounds.tunnels), Act::random(&mut rng));

@@ -15,6 +15,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, sleep_until};
 
+/// As a Pod's terminationGracePeriodSeconds.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// A process that gave up is started again after this time.
 const RESTART: Duration = Duration::from_millis(500);
 
@@ -73,18 +75,12 @@ impl Replica {
                 Blow::Kill(pause) => {
                     self.signal("KILL").await;
                     self.counts.killed.add();
-                    while self.operator.runs() {
-                        sleep(Duration::from_millis(2)).await;
-                    }
-                    sleep(pause).await;
-                    self.start();
+                    self.end(pause).await;
                 }
                 Blow::Terminate(pause) => {
                     self.counts.terminated.add();
                     self.signal("TERM").await;
-                    self.operator.end().await;
-                    sleep(pause).await;
-                    self.start();
+                    self.end(pause).await;
                 }
                 Blow::Pause(time) => {
                     self.counts.paused.add();
@@ -116,6 +112,17 @@ impl Replica {
             }
             sleep_until(until.min(Instant::now() + Duration::from_millis(200))).await;
         }
+    }
+
+    /// Returns once it has ended, and the next one is started.
+    async fn end(&mut self, pause: Duration) {
+        let limit = Instant::now() + END_LIMIT;
+        while self.operator.runs() {
+            assert!(Instant::now() < limit, "an operator does not end within {END_LIMIT:?} of a signal");
+            sleep(Duration::from_millis(5)).await;
+        }
+        sleep(pause).await;
+        self.start();
     }
 
     fn start(&mut self) {

@@ -63,10 +63,10 @@ impl Weather {
     pub async fn change(&self) {
         loop {
             let (per_mille, time) = self.draw(|rng| match rng.u32(..12) {
-                0..3 => (0, 5000),
-                3..7 => (20, 10_000),
-                7..10 => (80, 6000),
-                10 => (250, 3000),
+                0..2 => (0, 5000),
+                2..5 => (30, 10_000),
+                5..8 => (100, 6000),
+                8..11 => (300, 5000),
                 _ => (1000, 2500),
             });
             self.per_mille.store(per_mille, Ordering::Relaxed);
@@ -91,7 +91,8 @@ impl Weather {
         let per_mille = self.per_mille.load(Ordering::Relaxed);
         let stroke = self.draw(|rng| {
             if request.operation.is_some() {
-                (rng.u32(..1000) < per_mille).then(|| of_aws(rng, request))
+                // There are fewer of them.
+                (rng.u32(..1000) < per_mille * 2).then(|| of_aws(rng, request))
             } else if request.query.contains("watch=") {
                 // A watch is one request for half a minute.
                 (rng.u32(..1000) < per_mille.max(200)).then(|| of_a_watch(rng))
