@@ -20,7 +20,7 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test matrix fuzz image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help demo test matrix soak fuzz image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -54,6 +54,10 @@ FUZZ_COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer
 fuzz: ## Show the operator any bytes as a Tunnel, for FUZZ_SECONDS=60 (needs a C++ compiler; the first build takes minutes)
 	$(step) "libFuzzer, $(FUZZ_SECONDS) s"
 	@fuzz/run "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS)
+
+soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minutes (SOAK_SEED, SOAK_TUNNELS, SOAK_SECONDS)
+	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
+		cargo test --test cluster -- soak::the_promise --nocapture
 
 image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
 	@for engine in docker podman buildah; do \

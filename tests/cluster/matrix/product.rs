@@ -1,6 +1,7 @@
 //! The product, whole, or broken on purpose: what a product does that leaves a rule out is made of the
-//! real one by the proxy in front of AWS.
+//! real one by the proxies in front of AWS and of the API server.
 
+use crate::support::api_proxy::{ApiProxy, Request};
 use crate::support::aws_proxy::AwsProxy;
 use axum::http::StatusCode;
 use opentunnel_operator::crd::OWNER_TAG;
@@ -18,13 +19,15 @@ pub enum Product {
     Unsearched,
     /// One that adopts a tunnel, but does not rotate its tokens.
     Unrotated,
+    /// One that writes Tunnels whoever has written meanwhile.
+    Unconditioned,
 }
 
 impl Product {
     /// Breaks the operator behind this proxy.
     pub fn breaks(self, aws: &AwsProxy) {
         match self {
-            Self::Whole => {}
+            Self::Whole | Self::Unconditioned => {}
             Self::Unmarked => aws.rewrite(
                 |request| request.calls("OpenTunnel"),
                 |body| {
@@ -44,6 +47,16 @@ impl Product {
             }
         }
     }
+
+    /// Breaks the operator behind this proxy.
+    pub fn breaks_writes(self, api: &ApiProxy) {
+        if self == Self::Unconditioned {
+            let writes = |request: &Request| request.method == "PATCH" && request.path.contains("/tunnels/");
+            api.rewrite(writes, |body| {
+                body["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
+            });
+        }
+    }
 }
 
 fn made_up() -> Value {
@@ -57,6 +70,7 @@ impl fmt::Display for Product {
             Self::Unmarked => "a product that does not mark its tunnels with the owner tag",
             Self::Unsearched => "a product that does not search before it opens",
             Self::Unrotated => "a product that adopts without a rotation",
+            Self::Unconditioned => "a product that writes whoever has written meanwhile",
         })
     }
 }

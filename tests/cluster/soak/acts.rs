@@ -211,7 +211,7 @@ impl Scenario {
     }
 
     /// While a Tunnel is Ready and nobody has touched its Secrets, they hold what AWS accepts.
-    async fn look(&mut self, number: usize) -> bool {
+    pub async fn look(&mut self, number: usize) -> bool {
         let Some(before) = self.tunnel(number).await.filter(is_ready) else { return false };
         let slot = &self.slots[number];
         let (Some(life), Some(id)) = (slot.present(), id(&before)) else { return false };

@@ -209,12 +209,17 @@ async fn the_soak_sees_that_a_product_is_broken() {
         let outcome = soak(Plan::new(1, bounds), product).await;
         outcome.violations.iter().map(|violation| violation.rule).collect::<BTreeSet<Rule>>()
     };
-    let (unmarked, unsearched, unrotated) =
-        tokio::join!(broken(Product::Unmarked), broken(Product::Unsearched), broken(Product::Unrotated));
+    let (unmarked, unsearched, unrotated, unconditioned) = tokio::join!(
+        broken(Product::Unmarked),
+        broken(Product::Unsearched),
+        broken(Product::Unrotated),
+        broken(Product::Unconditioned)
+    );
     for (product, seen, rules) in [
         (Product::Unmarked, unmarked, &[Rule::OpenedOnce, Rule::NoOrphan][..]),
         (Product::Unsearched, unsearched, &[Rule::OpenedOnce]),
         (Product::Unrotated, unrotated, &[Rule::LiveTokens]),
+        (Product::Unconditioned, unconditioned, &[Rule::OpenedOnce]),
     ] {
         println!("{product}: {seen:?}");
         assert!(rules.iter().all(|rule| seen.contains(rule)), "{product}: {seen:?} instead of {rules:?}");

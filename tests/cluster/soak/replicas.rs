@@ -51,6 +51,7 @@ impl Replica {
         let api = ApiProxy::start(&identity.kubeconfig, world.file("kubeconfig"), None).await;
         let aws = AwsProxy::start(&world.aws, None).await;
         product.breaks(&aws);
+        product.breaks_writes(&api);
         api.meets(weather.clone());
         aws.meets(weather.clone());
         let rate = bounds.rate().to_string();

@@ -94,6 +94,7 @@ impl Scenario {
     /// Does what the plan says, and looks meanwhile at what must hold at any time.
     pub async fn go(&mut self, begun: Instant, moves: &[(Duration, Move)], end: Duration) {
         let (mut moves, mut look, mut progress) = (moves.iter().peekable(), begun, begun + PROGRESS);
+        let mut looked = 0;
         loop {
             let next = begun + moves.peek().map_or(end, |(at, _)| *at);
             sleep_until(next.min(look)).await;
@@ -101,6 +102,10 @@ impl Scenario {
             if now >= look {
                 look = now + LOOK;
                 self.at_any_time();
+                if self.slots[looked].present().is_some() && self.look(looked).await {
+                    self.counts.looked.add();
+                }
+                looked = (looked + 1) % self.slots.len();
             }
             if now >= progress {
                 progress += PROGRESS;
