@@ -17,7 +17,7 @@ use crate::matrix::product::Product;
 use crate::support::promise::{Rule, Violation};
 use counts::Counts;
 use fastrand::Rng;
-use oracle::Seen;
+use oracle::{SWEPT, Seen};
 use plan::{Bounds, Plan};
 use replicas::Replica;
 use scenario::Scenario;
@@ -33,8 +33,6 @@ use weather::Weather;
 const LAST_FAULT: Duration = Duration::from_secs(4);
 /// So long nothing is written before it is taken for quiet.
 const QUIET: Duration = Duration::from_secs(3);
-/// Longer than the shortest lifetime of a tunnel.
-const SHORTEST_LIFE: Duration = Duration::from_secs(61);
 /// What a bug says of itself in a log.
 const BUGS: [&str; 3] = ["panicked at", "which is a bug", "report this as a bug"];
 
@@ -119,12 +117,13 @@ async fn settle(scenario: &mut Scenario, replicas: &[Replica]) -> bool {
     let mut short = false;
     while Instant::now() < limit {
         let seen = Seen::now(scenario).await;
-        if (0..scenario.slots.len()).any(|number| seen.unsettled(scenario, number, short).is_some()) {
+        let unsettled = (0..scenario.slots.len()).any(|number| seen.unsettled(scenario, number, short).is_some());
+        if unsettled || (short && SWEPT && seen.orphans() > 0) {
             sleep(Duration::from_millis(500)).await;
         } else if !short {
             // Those of a short life have all been open.
             short = true;
-            scenario.world.aws.advance_clock(SHORTEST_LIFE);
+            scenario.age();
         } else {
             let before = writes(scenario, replicas).await.len();
             sleep(QUIET).await;

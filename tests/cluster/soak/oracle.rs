@@ -10,7 +10,10 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use opentunnel_operator::crd::{FINALIZER, OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+/// Whether operators sweep orphans away: then none may stay.
+pub const SWEPT: bool = false;
 
 /// What there is, in Kubernetes and in AWS.
 pub struct Seen {
@@ -43,6 +46,13 @@ impl Seen {
 
     fn open<'a>(&'a self, life: &'a Life) -> impl Iterator<Item = &'a TunnelInfo> {
         self.of_aws(life).filter(|t| t.status == TunnelStatus::Open)
+    }
+
+    /// Tunnels with our owner tag that no Tunnel owns.
+    pub fn orphans(&self) -> usize {
+        let owned: HashSet<&str> = self.tunnels.values().filter_map(id).collect();
+        let open = self.aws.iter().filter(|t| t.status == TunnelStatus::Open && t.tags.contains_key(OWNER_TAG));
+        open.filter(|t| !owned.contains(t.tunnel_id.as_str())).count()
     }
 
     /// Why a Tunnel is not yet as it should be in the end. `for_good`: a tunnel of a short lifetime has ended too.
@@ -107,16 +117,18 @@ impl Seen {
 
     fn of_a_life(&self, life: &Life, tunnel: Option<&Tunnel>) -> Vec<Violation> {
         let mut violations = Vec::new();
+        // What a replaced claim may leave behind goes with the sweep.
+        let left = life.replaced_opening > 0 && !SWEPT;
         let mut violated = |rule, what| violations.push(Violation { rule, what });
         let known = tunnel.and_then(id);
         let open = self.open(life).count();
-        if open > 1 && life.replaced_opening == 0 {
+        if open > 1 && !left {
             violated(Rule::OneTunnel, format!("{open} tunnels of {} are open", life.description));
         }
         for t in self.open(life).filter(|t| known != Some(&t.tunnel_id)) {
             let marked = t.tags.contains_key(OWNER_TAG);
             let retained = life.deleted && life.spec.retain && !marked;
-            if !retained && life.replaced_opening == 0 {
+            if !retained && !left {
                 let what = format!("tunnel {} of {} is open, and no Tunnel's", t.tunnel_id, life.description);
                 violated(Rule::NoOrphan, what);
             }

@@ -10,7 +10,7 @@ use crate::support::promise::{Rule, Violation};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use opentunnel_operator::crd::Tunnel;
-use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
+use secure_tunneling_emulator::{ConnectionStatus, Connections, TunnelInfo, TunnelStatus};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// Between two looks at what must hold at any time.
 const LOOK: Duration = Duration::from_millis(500);
+/// Longer than the shortest lifetime of a tunnel, and than an orphan is left alone.
+const AGE: Duration = Duration::from_secs(5 * 60 + 1);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// Lines of the operators' logs that are shown of a Tunnel.
@@ -135,6 +137,17 @@ impl Scenario {
                     break;
                 }
             }
+        }
+    }
+
+    /// AWS's clock is set ahead, so that tunnels of the shortest lifetime end, and orphans are old enough to be
+    /// swept away. AWS shows so by the time of a change.
+    pub fn age(&self) {
+        self.world.aws.advance_clock(AGE);
+        for tunnel in self.open().take(1) {
+            let connected = Connections { source: Some(ConnectionStatus::Connected), ..Connections::default() };
+            // It may have just ended.
+            let _ = self.world.aws.set_connections(&tunnel.tunnel_id, connected);
         }
     }
 
