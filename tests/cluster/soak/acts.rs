@@ -125,6 +125,7 @@ impl Scenario {
         let replaced = self.tunnels(number).replace(name, &PostParams::default(), &manifest).await.is_ok();
         if replaced && opening {
             self.life(number).replaced_opening += 1;
+            self.counts.replaced_opening.add();
             self.slots[number].note("its claim is gone while it is being opened");
         }
         replaced

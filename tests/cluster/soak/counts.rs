@@ -12,6 +12,8 @@ pub struct Counts {
     pub changed: Count,
     /// Tunnels deleted.
     pub deleted: Count,
+    /// Tunnels whose claim was replaced away while they were being opened.
+    pub replaced_opening: Count,
     /// SIGKILL.
     pub killed: Count,
     /// SIGTERM.
@@ -47,10 +49,11 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} creations, {} changes, {} deletions, {} looks at tokens, {} kills, {} SIGTERMs, {} pauses, {} starts given up, {} faults",
+            "{} creations, {} changes, {} deletions, {} claims wiped in an opening, {} looks at tokens, {} kills, {} SIGTERMs, {} pauses, {} starts given up, {} faults",
             self.created,
             self.changed,
             self.deleted,
+            self.replaced_opening,
             self.looked,
             self.killed,
             self.terminated,

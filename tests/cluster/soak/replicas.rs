@@ -32,10 +32,8 @@ pub struct Replica {
     counts: Arc<Counts>,
 }
 
-/// Further flags of `run`.
-fn flags(settings: Settings) -> Settings {
-    settings
-}
+/// Flags of `run` beyond those of every test.
+const FLAGS: [(&str, &str); 3] = [("--poll-interval", "2s"), ("--aws-timeout", "2s"), ("--recovery-grace", "7100ms")];
 
 impl Replica {
     /// One that runs, in a calm weather yet.
@@ -55,15 +53,14 @@ impl Replica {
         api.meets(weather.clone());
         aws.meets(weather.clone());
         let rate = bounds.rate().to_string();
-        let settings = flags(world.settings())
+        let settings = world
+            .settings()
             .via(&api)
             .env("AWS_ENDPOINT_URL", aws.endpoint())
             .flag("--watch-namespace", &namespaces.join(","))
             .flag("--open-rate", &rate)
-            .flag("--close-rate", &rate)
-            .flag("--poll-interval", "2s")
-            .flag("--aws-timeout", "2s")
-            .flag("--recovery-grace", "7100ms");
+            .flag("--close-rate", &rate);
+        let settings = FLAGS.iter().fold(settings, |settings, (name, value)| settings.flag(name, value));
         let operator = world.operator_with(&settings).await;
         Self { world: world.clone(), identity, _api: api, _aws: aws, settings, operator, counts: counts.clone() }
     }

@@ -3,7 +3,8 @@
 
 use super::counts::Counts;
 use super::plan::within;
-use crate::support::api_proxy::{self, Answer, Cut, Request};
+use crate::support::api_proxy::{Cut, Request};
+use crate::support::weather::{self, Answer};
 use axum::body::{Body, to_bytes};
 use axum::http::{Response, StatusCode, header};
 use fastrand::Rng;
@@ -153,7 +154,7 @@ impl Weather {
     }
 }
 
-impl api_proxy::Weather for Weather {
+impl weather::Weather for Weather {
     fn pass<'a>(&'a self, request: &'a Request, forward: Answer<'a>) -> Answer<'a> {
         match self.stroke(request) {
             Some(stroke) => self.strike(stroke, request.operation.is_some(), forward).boxed(),

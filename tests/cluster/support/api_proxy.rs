@@ -7,6 +7,7 @@ use super::control_plane::write_private;
 use super::faults::{Connection, Reset};
 use super::namespace::client;
 use super::tap::Tap;
+use super::weather::Weather;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
@@ -14,7 +15,6 @@ use axum::extract::connect_info::ConnectInfo;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use kube::Client;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -130,15 +130,6 @@ impl Held {
 
 /// A request's connection is closed without an answer.
 pub struct Cut;
-
-/// What requests meet on their way through a proxy.
-pub trait Weather: Send + Sync {
-    /// Lets a request pass, or what is to happen to it happen.
-    fn pass<'a>(&'a self, request: &'a Request, forward: Answer<'a>) -> Answer<'a>;
-}
-
-/// The answer to a request, to be waited for.
-pub type Answer<'a> = BoxFuture<'a, Result<Response<Body>, Cut>>;
 
 struct Shared {
     client: Client,

@@ -17,6 +17,7 @@ pub mod outage;
 pub mod promise;
 pub mod sight;
 pub mod tap;
+pub mod weather;
 pub mod world;
 
 pub use world::World;
