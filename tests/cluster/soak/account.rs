@@ -33,7 +33,7 @@ pub async fn change(aws: &Emulator, bounds: &Bounds, mut rng: Rng) {
         let open = aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count();
         aws.set_quotas(&match rng.u32(..6) {
             // Hardly room for more.
-            0 => quotas(bounds).max_open_tunnels(open.max(bounds.tunnels / 2) as u64 + rng.u64(..2)),
+            0 => quotas(bounds).max_open_tunnels(open.max(bounds.tunnels * 3 / 4) as u64 + rng.u64(..2)),
             _ => quotas(bounds),
         });
         sleep(Duration::from_secs(2) + within(&mut rng, Duration::from_secs(4))).await;

@@ -194,7 +194,7 @@ impl Act {
             0..14 => Self::Delete,
             14..28 => Self::EditSecrets(Secrets::random(rng)),
             28..32 => Self::EditPolicy { retain: rng.bool() },
-            32..42 => Self::Replace { anyhow: rng.u32(..4) == 0 },
+            32..42 => Self::Replace { anyhow: rng.bool() },
             42..48 => Self::Annotate(rng.u32(..)),
             48..56 => Self::LoseSecret,
             56..62 => Self::EditSecret,
