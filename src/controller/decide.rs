@@ -146,9 +146,6 @@ impl Case<'_> {
 
     /// No tunnel is known: search where one may exist, else claim and open.
     fn open(&self) -> Decision {
-        if self.o.secrets.contains(&SecretState::Foreign) {
-            return self.wait_for_secret();
-        }
         // Found is found, whatever the search was for. The current attempt's, else the oldest, else the
         // smallest ID: two operators choose the same.
         let claim = self.d.record.claim.as_ref();
@@ -157,6 +154,15 @@ impl Case<'_> {
             // Two above: the tokens of its late opener are one above.
             let generation = self.generation_above(self.d.record.token_generation + 1);
             return Decision::Record(Change::Adopted { found: found.clone(), generation });
+        }
+        // Nothing is opened; but what an earlier call may have opened does not wait for a Secret's name.
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            return match self.absence() {
+                Absence::Unknown { from, until } => {
+                    self.look_for(from, until, Some(self.conflict()), self.retry_name())
+                }
+                Absence::Known => self.wait_for_secret(),
+            };
         }
         if let Some(decision) = self.backing_off() {
             return decision;
@@ -203,17 +209,22 @@ impl Case<'_> {
     }
 
     fn search(&self, from: Mono, until: Mono, reason: Reason, since: Mono) -> Decision {
-        let searched = self.o.search.as_ref().is_some_and(|s| s.started >= from);
         let report = self.reads_fail().or_else(|| {
             // After a call that failed the reason stands already.
             let words = "looking for a tunnel that an earlier attempt may have opened";
             self.after_5s(since, reason, words).filter(|_| self.o.memory.failure.is_none() && !self.says_why())
         });
+        self.look_for(from, until, report, self.report_at(since))
+    }
+
+    /// Waits for a search, and at most until `at`.
+    fn look_for(&self, from: Mono, until: Mono, report: Option<Report>, at: Option<Mono>) -> Decision {
+        let searched = self.o.search.as_ref().is_some_and(|s| s.started >= from);
         if searched && self.now.mono < until {
             return self.wait(report, Wait { until: Some(until), ..Wait::default() });
         }
         let need = Need::Search(if searched { until } else { from });
-        self.wait(report, Wait { need: Some(need), until: self.report_at(since), ..Wait::default() })
+        self.wait(report, Wait { need: Some(need), until: at, ..Wait::default() })
     }
 
     /// A tunnel is known and was open when last heard of.
@@ -301,18 +312,26 @@ impl Case<'_> {
     /// The live tokens are not in the Secrets: rotate them in. This is the one way of recovery; what
     /// stands in a Secret is never believed about AWS.
     fn make_ready(&self, tunnel: &RecordedTunnel) -> Decision {
-        if self.o.secrets.contains(&SecretState::Foreign) {
-            return self.wait_for_secret();
-        }
         let memory = self.o.memory;
         let since = memory.unfinished.map_or(self.now.mono, |(_, since)| since);
+        let mut extra = self.found().filter(|f| f.tunnel.id != tunnel.tunnel.id);
+        // No tokens are made; but a second tunnel does not wait for a Secret's name.
+        if self.o.secrets.contains(&SecretState::Foreign) {
+            let backing_off = memory.failure.as_ref().is_some_and(|f| self.now.mono < f.retry_at);
+            let unsearched = memory.rotation.is_none() && self.o.search.as_ref().is_none_or(|s| s.started < since);
+            return match extra.next().filter(|_| !backing_off) {
+                Some(extra) => self.close(extra.tunnel.clone(), extra.created_at),
+                None if unsearched => self.look_for(since, since, Some(self.conflict()), self.retry_name()),
+                None => self.wait_for_secret(),
+            };
+        }
         if let Some(failure) = self.refused_unheard() {
             return Decision::Wait(Wait { need: Some(Need::Describe), until: Some(failure.retry_at), lane: None });
         }
         if let Some(decision) = self.backing_off() {
             return decision;
         }
-        if let Some(extra) = self.found().find(|f| f.tunnel.id != tunnel.tunnel.id) {
+        if let Some(extra) = extra.next() {
             return self.close(extra.tunnel.clone(), extra.created_at);
         }
         let free = match memory.rotation.map(|r| (r.stage, r.mode)) {

@@ -2,7 +2,11 @@
 //! one open tunnel, its live tokens are in the Secret, and nothing is left behind.
 
 use crate::support::api_proxy::Point;
+use crate::support::aws_proxy::AwsProxy;
+use crate::support::namespace::status;
 use crate::support::{LIMIT, World};
+use kube::api::DeleteParams;
+use opentunnel_operator::crd::Tunnel;
 use secure_tunneling_emulator::{Fault, FaultKind, Operation, TunnelStatus};
 use tokio::time::timeout;
 
@@ -243,4 +247,28 @@ async fn a_stopped_operator_finishes_the_call_in_flight_and_writes_what_it_retur
     let status = operator.terminate().await;
     assert!(status.success(), "{status}");
     assert_promise_held(&world, 1).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_opening_was_not_answered_does_not_wait_for_a_secrets_name() {
+    let world = World::new().await;
+    let aws = AwsProxy::start(&world.aws, None).await;
+    let mut held = aws.hold(Point::AfterCommit, |request| request.calls("OpenTunnel"));
+    let settings = world.settings().env("AWS_ENDPOINT_URL", aws.endpoint());
+    let _operator = world.operator_with(&settings).await;
+    world.apply(PLAIN).await;
+    held.reached().await;
+    let theirs = "{apiVersion: v1, kind: Secret, metadata: {name: plain-tokens}, stringData: {a: b}}";
+    world.apply(theirs).await;
+    held.cut();
+    let conflict = ("Ready", "False", "SecretConflict");
+    let known = |tunnel: &Tunnel| status(tunnel).tunnel_id.is_some();
+    world.wait_for("plain", "its tunnel is known", |t| t.status.is_some() && known(t)).await;
+    world.wait_condition("plain", conflict).await;
+    assert_eq!(world.secret_data("plain-tokens").await.expect("theirs")["a"], "b");
+
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    assert!(world.kubectl(&["annotate", "tunnel", "plain", "now=free"]).await.ok);
+    world.wait_ready("plain").await;
+    assert_eq!(world.aws.tunnels().len(), 1, "no second tunnel");
 }

@@ -78,8 +78,12 @@ impl Case<'_> {
     }
 
     pub(super) fn wait_for_secret(&self) -> Decision {
-        let until = Some(self.now.mono + CONFLICT_RETRY);
-        self.wait(Some(self.conflict()), Wait { until, ..Wait::default() })
+        self.wait(Some(self.conflict()), Wait { until: self.retry_name(), ..Wait::default() })
+    }
+
+    /// When a Secret of somebody else's is looked at again.
+    pub(super) fn retry_name(&self) -> Option<Mono> {
+        Some(self.now.mono + CONFLICT_RETRY)
     }
 
     pub(super) fn conflict(&self) -> Report {

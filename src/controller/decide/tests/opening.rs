@@ -48,6 +48,20 @@ table! {
         s.desired.record.reported = Some(Reason::SecretConflict);
         s.desired.record.observed_generation = Some(1);
     }) => Wait(w) if waits_for(w, None, None, Some(MONO + 60)),
+    what_an_earlier_call_may_have_opened_does_not_wait_for_the_name: in_conflict_after_a_lost_answer()
+        => Wait(w) if matches!(w.need, Some(Need::Search(_))),
+    it_is_adopted_though_its_tokens_have_no_place_yet: in_conflict_after_a_lost_answer()
+        .searched(MONO, vec![found("t-1", "own", 0)]) => Record(Change::Adopted { .. }),
+}
+
+/// The answer of OpenTunnel was lost; then somebody took the Secret's name.
+fn in_conflict_after_a_lost_answer() -> Given {
+    claimed(0).with(|s| {
+        s.memory.open_doubt = Some(mono(MONO - 1));
+        s.secrets = vec![SecretState::Foreign];
+        s.desired.record.reported = Some(Reason::SecretConflict);
+        s.desired.record.observed_generation = Some(1);
+    })
 }
 
 fn limited(reported: Option<Reason>) -> Given {
