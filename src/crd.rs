@@ -194,7 +194,7 @@ pub struct TokenSecret {
 }
 
 /// A side of a tunnel, in AWS's words (RotateTunnelAccessToken's `clientMode`).
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ClientMode {
     /// The client's side.

@@ -17,7 +17,8 @@ impl Memory {
 
     /// This process leads since then. Another may have led before, and opened and rotated, unseen by this one: what
     /// was seen until then proves nothing, and what has to be waited for is waited for from then on. What this
-    /// process has in hand, or has sent itself, it keeps.
+    /// process has in hand, or has sent itself, it keeps. What it has claimed, and not sent, may just be overruled
+    /// by a write that is under way: it is taken for somebody else's.
     pub fn led_since(&mut self, term: Mono) {
         if self.first_seen >= term {
             return;
@@ -35,6 +36,8 @@ impl Memory {
         }
         self.trial = None;
         self.failure = None;
+        self.attempt = None;
+        self.rotation = self.rotation.filter(|r| matches!(r.stage, RotationStage::Doubt(_)));
     }
 
     /// Whether a process that does not lead has something to finish all the same: tokens in hand, or a Rotate of
@@ -107,23 +110,6 @@ impl Memory {
             }
             self.rotation = None;
         }
-    }
-
-    /// This process leads, after another one may have: what its watch showed meanwhile is no proof of what was done,
-    /// and every grace counts from now. A claim of its own may be about to be overruled by a write that is under way:
-    /// it is taken for somebody else's. What it holds in hand, and its own calls in doubt, it knows.
-    pub fn takes_over(&mut self, now: Mono) {
-        let old = std::mem::take(self);
-        *self = Self {
-            first_seen: now,
-            open_doubt: old.open_doubt,
-            rotation: old.rotation.filter(|r| matches!(r.stage, RotationStage::Doubt(_))),
-            answer: old.answer,
-            late_rotation: old.late_rotation,
-            closed: old.closed,
-            written: old.written,
-            ..Self::default()
-        };
     }
 
     /// A claim is about to be written. Noted before: whoever reads it back after an unclear answer knows it
@@ -256,12 +242,11 @@ mod tests {
     #[test]
     fn who_gets_to_lead_takes_nothing_that_it_saw_before_for_a_proof() {
         let (before, term) = (Mono(Duration::from_secs(1)), Mono(Duration::from_secs(9)));
-        let own = Attempt::random();
         let mut memory = Memory {
             claim: Some((Attempt::random(), before)),
             unfinished: Some((2, before)),
             deleting: Some(before),
-            attempt: Some(own.clone()),
+            attempt: Some(Attempt::random()),
             open_doubt: Some(before),
             late_rotation: Some(2),
             ..Memory::new(true, before)
@@ -271,8 +256,9 @@ mod tests {
         let since =
             [Some(memory.first_seen), memory.claim.map(|c| c.1), memory.unfinished.map(|u| u.1), memory.deleting];
         assert_eq!(since, [Some(term); 4], "every grace begins anew");
-        let kept = (memory.attempt, memory.open_doubt, memory.late_rotation);
-        assert_eq!(kept, (Some(own), Some(before), Some(2)), "what this process has sent, it knows best");
+        assert_eq!(memory.attempt, None, "another may be overruling its claim");
+        let kept = (memory.open_doubt, memory.late_rotation);
+        assert_eq!(kept, (Some(before), Some(2)), "what this process has sent, it knows best");
 
         let mut created_later = Memory::new(true, term);
         created_later.led_since(term);

@@ -1,0 +1,234 @@
+//! One form for all worlds that differ in nothing that matters: in what things are called, in ages beyond what
+//! they are compared with, in what is forgotten anyhow.
+
+use crate::world::*;
+use foldhash::quality::FixedState;
+use std::hash::{BuildHasher, Hash, Hasher};
+
+impl World {
+    /// The same world in the form that all worlds like it have. `attempts`: what they are called does not matter.
+    pub fn canonical(mut self, attempts: bool) -> Self {
+        for i in 0..2 {
+            let standby = !self.leads(i) && !self.calls.iter().any(|c| c.by == Some(i as u8));
+            if standby && !self.operators[i].lags {
+                crate::next::deliver(&mut self, i);
+            }
+            self.operators[i].round(standby);
+        }
+        self.forget_what_nobody_knows();
+        let hash = |n: usize| {
+            let mut hasher = FixedState::default().build_hasher();
+            (&self.operators[n], self.leader == Some(Some(n as u8))).hash(&mut hasher);
+            self.calls.iter().filter(|c| c.by == Some(n as u8)).for_each(|c| (c.of, c.age, c.result).hash(&mut hasher));
+            hasher.finish()
+        };
+        if hash(1) < hash(0) {
+            self.operators.swap(0, 1);
+            self.leader = self.leader.map(|leader| leader.map(|i| 1 - i));
+            self.calls.iter_mut().filter_map(|c| c.by.as_mut()).for_each(|by| *by = 1 - *by);
+        }
+        self.calls.sort_by_key(|call| FixedState::default().hash_one(call));
+        // Versions and tunnels' IDs keep their order.
+        self.last.version = rename(&mut self, Kind::Version, true);
+        self.last.tunnel = rename(&mut self, Kind::Tunnel, true);
+        self.last.token = rename(&mut self, Kind::Token, false);
+        if attempts {
+            self.last.attempt = rename(&mut self, Kind::Attempt, false);
+        }
+        self
+    }
+
+    /// A closed tunnel that nobody speaks of is as none.
+    fn forget_what_nobody_knows(&mut self) {
+        let there: Vec<u8> = self.tunnels.iter().map(|t| t.id).collect();
+        for memory in self.operators.iter_mut().filter_map(|o| o.memory.as_mut()) {
+            memory.closed.retain(|id| there.contains(id));
+            memory.closed.sort_unstable();
+            memory.closed.dedup();
+        }
+        let closed: Vec<Tunnel> = self.tunnels.iter().filter(|t| !t.open).cloned().collect();
+        if closed.is_empty() {
+            return;
+        }
+        self.tunnels.retain(|t| t.open);
+        let mut known = Vec::new();
+        // What only a memory of closed tunnels, or a Secret, says of one is nothing that a decision depends on.
+        let mut mute = self.clone();
+        mute.operators.iter_mut().filter_map(|o| o.memory.as_mut()).for_each(|m| m.closed.clear());
+        visit(&mut mute, Kind::Tunnel, &mut |id| known.push(*id));
+        self.tunnels.extend(closed.into_iter().filter(|t| known.contains(&t.id)));
+        self.tunnels.sort_by_key(|t| t.id);
+        let there: Vec<u8> = self.tunnels.iter().map(|t| t.id).collect();
+        for memory in self.operators.iter_mut().filter_map(|o| o.memory.as_mut()) {
+            memory.closed.retain(|id| there.contains(id));
+        }
+    }
+}
+
+impl Operator {
+    /// Rounds what no decision depends on: ages beyond what they are compared with, and what is forgotten anyhow.
+    fn round(&mut self, standby: bool) {
+        let Some(m) = &mut self.memory else { return };
+        if standby && m.answer.is_none() && self.reconcile.is_none() {
+            // It will take over with no more than this.
+            *m = Mem {
+                uid: m.uid,
+                first_seen: 1,
+                open_doubt: m.open_doubt,
+                rotation: m.rotation.filter(|(.., stage)| matches!(stage, Stage::Doubt(_))),
+                late_rotation: m.late_rotation,
+                closed: std::mem::take(&mut m.closed),
+                written: m.written.take(),
+                ..Mem::default()
+            };
+            (self.search, self.searching, self.heard) = (None, false, None);
+        }
+        // The watch has caught up.
+        if let (Some(written), Some(watched)) = (&m.written, &self.watched) {
+            let released = written.deleted && !written.finalizer;
+            if written.uid != watched.uid || (written.version <= watched.version && !released) {
+                m.written = None;
+            }
+        }
+        let newest = self.reconcile.as_ref().map(|r| &r.view).or(m.written.as_ref()).or(self.watched.as_ref());
+        let known = newest.is_some_and(|o| o.tunnel.is_some());
+        if let Some((claim, age)) = &mut m.claim
+            && (known || m.attempt == Some(*claim))
+        {
+            *age = 0;
+        }
+        let searched = self.search.as_ref().map(|(age, _)| *age);
+        // A search that was asked for began after what it was asked for.
+        m.first_seen = m.first_seen.min(searched.unwrap_or_default().max(1));
+        m.failure.iter_mut().for_each(|(_, age, _)| *age = (*age).min(1));
+        m.trial = m.trial.filter(|age| *age == 0);
+        match &mut self.heard {
+            Some((_, false, age)) => *age = 0,
+            Some((_, true, age)) if m.expired.is_some_and(|since| *age <= since) => {
+                *age = (*age).min(1);
+                m.expired = m.expired.map(|since| since.min(1));
+            }
+            Some((_, true, age)) if *age > 0 => self.heard = None,
+            _ => {}
+        }
+        let Some(reconcile) = &mut self.reconcile else { return };
+        match (&mut m.answer, reconcile.read) {
+            (Some(answer), Some(read)) if read <= answer.age => {
+                answer.age = OLD;
+                reconcile.read = Some(read.min(1));
+            }
+            (Some(answer), _) => {
+                answer.age = 0;
+                reconcile.read = None;
+            }
+            (None, read) => reconcile.read = read.filter(|age| *age == 0),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Version,
+    Tunnel,
+    Token,
+    Attempt,
+}
+
+/// Gives new numbers, from 1, and returns the last.
+fn rename(world: &mut World, kind: Kind, keep_order: bool) -> u8 {
+    let mut names = [0; 256];
+    let mut last = 0;
+    visit(world, kind, &mut |n| {
+        let name = &mut names[usize::from(*n)];
+        if *name == 0 {
+            last += 1;
+            *name = last;
+        }
+    });
+    if keep_order {
+        (1..).zip(names.iter_mut().filter(|name| **name != 0)).for_each(|(n, name)| *name = n);
+    }
+    visit(world, kind, &mut |n| *n = names[usize::from(*n)]);
+    last
+}
+
+/// Every number of a kind.
+fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
+    let data = |d: &mut Data, f: &mut dyn FnMut(&mut u8)| match kind {
+        Kind::Tunnel => f(&mut d.tunnel),
+        Kind::Token => {
+            [&mut d.source, &mut d.destination].into_iter().filter(|t| **t != 0 && **t != GARBAGE).for_each(f)
+        }
+        _ => {}
+    };
+    let object = |o: &mut Object, f: &mut dyn FnMut(&mut u8)| {
+        match kind {
+            Kind::Version => f(&mut o.version),
+            Kind::Tunnel => o.tunnel.iter_mut().for_each(&mut *f),
+            Kind::Attempt => o.claim.iter_mut().for_each(|(_, attempt)| f(attempt)),
+            Kind::Token => {}
+        }
+        o.kept.iter_mut().flatten().for_each(|(_, d)| data(d, f));
+    };
+    let secrets = |all: &mut [Option<Secret>; 3], f: &mut dyn FnMut(&mut u8)| {
+        for secret in all.iter_mut().flatten() {
+            if kind == Kind::Version {
+                f(&mut secret.version);
+            }
+            data(&mut secret.data, f);
+        }
+    };
+    world.object.iter_mut().for_each(|o| object(o, f));
+    secrets(&mut world.secrets, f);
+    for tunnel in &mut world.tunnels {
+        match kind {
+            Kind::Tunnel => f(&mut tunnel.id),
+            Kind::Attempt => f(&mut tunnel.attempt),
+            Kind::Token => [&mut tunnel.source, &mut tunnel.destination].into_iter().for_each(&mut *f),
+            Kind::Version => {}
+        }
+    }
+    for call in &mut world.calls {
+        match &mut call.of {
+            CallOf::Open { attempt, .. } if kind == Kind::Attempt => f(attempt),
+            CallOf::Rotate { tunnel, .. }
+            | CallOf::Close { tunnel }
+            | CallOf::Disown { tunnel }
+            | CallOf::CloseInVain { tunnel }
+                if kind == Kind::Tunnel =>
+            {
+                f(tunnel);
+            }
+            _ => {}
+        }
+        if let Some(CallResult::Done(d)) = &mut call.result {
+            data(d, f);
+        }
+    }
+    for operator in &mut world.operators {
+        operator.watched.iter_mut().for_each(|o| object(o, f));
+        if let Some(reconcile) = &mut operator.reconcile {
+            object(&mut reconcile.view, f);
+            reconcile.secrets.iter_mut().for_each(|s| secrets(s, f));
+        }
+        if kind == Kind::Tunnel {
+            operator.search.iter_mut().for_each(|(_, found)| found.iter_mut().for_each(&mut *f));
+            operator.heard.iter_mut().for_each(|(id, ..)| f(id));
+            operator.in_vain.iter_mut().for_each(|(_, id)| f(id));
+        }
+        let Some(m) = &mut operator.memory else { continue };
+        m.written.iter_mut().for_each(|o| object(o, f));
+        match kind {
+            Kind::Attempt => {
+                m.claim.iter_mut().for_each(|(attempt, _)| f(attempt));
+                m.attempt.iter_mut().for_each(&mut *f);
+                if let Some(Answer { of: AnswerOf::Open(attempt), .. }) = &mut m.answer {
+                    f(attempt);
+                }
+            }
+            Kind::Tunnel => m.closed.iter_mut().for_each(&mut *f),
+            _ => {}
+        }
+        m.answer.iter_mut().for_each(|a| data(&mut a.data, f));
+    }
+}

@@ -1,0 +1,388 @@
+//! Every world that may follow a world.
+
+use crate::moves::{Fault, Next, step, told};
+use crate::operator::{self, Specs};
+use crate::outcomes::answer;
+use crate::rules::Rules;
+use crate::users::users;
+use crate::world::*;
+
+/// All that can happen, faults and users among it.
+pub fn all(world: &World, rules: &Rules, specs: Specs) -> Vec<Next> {
+    let mut out = Out::default();
+    for i in 0..2 {
+        if let Some((done, wrote)) = step(world, i, rules, specs, None) {
+            out.next.push(done);
+            let mut faulty = world.clone();
+            if wrote && spend(&mut faulty, |left| &mut left.api) {
+                let faults = [Fault::Refused, Fault::Lost, Fault::Conflict];
+                let step = |fault| step(&faulty, i, rules, specs, Some(fault)).map(|(next, _)| next);
+                out.next.extend(faults.into_iter().filter_map(step));
+            }
+        }
+        own(world, i, rules, &mut out);
+        faults(world, i, &mut out);
+    }
+    calls(world, rules, true, &mut out);
+    others(world, rules, &mut out);
+    time(world, &mut out);
+    users(world, specs, &mut out);
+    out.next
+}
+
+/// What goes on when nothing goes wrong any more: one thing after the other, until nothing changes.
+pub fn calm(world: &World, rules: &Rules, specs: Specs) -> Option<Next> {
+    let mut out = Out { next: Vec::new(), from: Some((world, !rules.counted_attempts)) };
+    calls(world, rules, false, &mut out);
+    others(world, rules, &mut out);
+    (0..2).for_each(|i| own(world, i, rules, &mut out));
+    for i in 0..2 {
+        if !out.is_full()
+            && let Some((next, _)) = step(world, i, rules, specs, None)
+        {
+            out.add(next);
+        }
+    }
+    // It passes when there is nothing else to do.
+    time(world, &mut out);
+    out.next.pop()
+}
+
+/// Collects what may follow.
+#[derive(Default)]
+pub struct Out<'a> {
+    next: Vec<Next>,
+    /// The first will do that is not as this world is.
+    from: Option<(&'a World, bool)>,
+}
+
+impl Out<'_> {
+    fn is_full(&self) -> bool {
+        self.from.is_some() && !self.next.is_empty()
+    }
+
+    pub fn push(&mut self, world: &World, label: impl FnOnce() -> String, change: impl FnOnce(&mut World)) {
+        if self.is_full() {
+            return;
+        }
+        let mut world = world.clone();
+        change(&mut world);
+        self.add(Next { label: told(label), world, wrong: None });
+    }
+
+    fn add(&mut self, next: Next) {
+        let next = match self.from {
+            Some((from, attempts)) => {
+                let world = next.world.canonical(attempts);
+                if world == *from {
+                    return;
+                }
+                Next { world, ..next }
+            }
+            None => next,
+        };
+        self.next.push(next);
+    }
+}
+
+/// Takes one fault out of the budget.
+pub fn spend(world: &mut World, of: impl Fn(&mut Budget) -> &mut u8) -> bool {
+    let left = &mut world.left;
+    if left.all == 0 || *of(left) == 0 {
+        return false;
+    }
+    left.all -= 1;
+    *of(left) -= 1;
+    true
+}
+
+/// Beside its reconciles: its watch, its poller, its closer, its end.
+fn own(world: &World, i: usize, rules: &Rules, out: &mut Out) {
+    let operator = &world.operators[i];
+    if operator.watched != world.object || operator.wiped || operator.relists {
+        out.push(world, || format!("operator {i}: its watch shows the Tunnel as it is"), |w| deliver(w, i));
+    }
+    if world.leader == Some(None) {
+        out.push(
+            world,
+            || format!("operator {i} leads"),
+            |w| {
+                w.leader = Some(Some(i as u8));
+                let operator = &mut w.operators[i];
+                (operator.search, operator.searching, operator.heard) = (None, false, None);
+                let Some(mem) = &mut operator.memory else { return };
+                mem.first_seen = mem.first_seen.max(1);
+                let mut memory = mem.real();
+                memory.led_since(operator::NOW);
+                mem.take(memory);
+            },
+        );
+    }
+    if operator.searching
+        && world.leads(i)
+        && let Some(watched) = &operator.watched
+    {
+        let own = |t: &&Tunnel| t.open && !t.disowned && t.uid == watched.uid;
+        let found: Vec<u8> = world.tunnels.iter().filter(own).map(|t| t.id).collect();
+        out.push(
+            world,
+            || format!("operator {i}: its search finds {found:?}"),
+            |w| {
+                (w.operators[i].search, w.operators[i].searching) = (Some((0, found.clone())), false);
+            },
+        );
+    }
+    if let Some((id, late)) =
+        operator.watched.as_ref().filter(|o| !o.closed).and_then(|o| Some((o.tunnel?, o.opened_late)))
+    {
+        let open = world.tunnels.iter().any(|t| t.id == id && t.open);
+        let news = operator.heard.is_none_or(|(heard, was, age)| (heard, was) != (id, open) || (open && age > 0));
+        if news && world.leads(i) && (!open || (world.lifetime_over && !late)) {
+            out.push(
+                world,
+                || format!("operator {i}: hears that tunnel {id} is {}", if open { "open" } else { "closed" }),
+                |w| {
+                    w.operators[i].heard = Some((id, open, 0));
+                },
+            );
+        }
+    }
+    if let Some(&(uid, tunnel)) = operator.in_vain.first()
+        // One that no tunnel is named by yet may adopt it.
+        && (rules.closes_unread || world.current(uid).is_none_or(|o| o.tunnel.is_some()))
+    {
+        let adopted = world.current(uid).is_some_and(|o| o.tunnel == Some(tunnel)) && !rules.closes_unread;
+        out.push(
+            world,
+            || format!("operator {i}: looks whether tunnel {tunnel} was opened in vain: {}", !adopted),
+            |w| {
+                w.operators[i].in_vain.remove(0);
+                if !adopted {
+                    w.calls.push(Call { by: None, of: CallOf::CloseInVain { tunnel }, age: 0, result: None });
+                }
+            },
+        );
+    }
+}
+
+/// Its end, and its watch's.
+fn faults(world: &World, i: usize, out: &mut Out) {
+    let mut faulty = world.clone();
+    if spend(&mut faulty, |left| &mut left.crashes) {
+        out.push(
+            &faulty,
+            || format!("operator {i} crashes, and another starts"),
+            |w| {
+                w.calls.iter_mut().filter(|c| c.by == Some(i as u8)).for_each(|c| c.by = None);
+                if w.leader == Some(Some(i as u8)) {
+                    w.leader = Some(None);
+                }
+                w.operators[i] = Operator {
+                    watched: w.object.clone(),
+                    memory: w.object.as_ref().map(|o| Mem::new(o.uid, false)),
+                    ..Operator::default()
+                };
+            },
+        );
+    }
+    let mut faulty = world.clone();
+    if world.leader == Some(Some(i as u8)) && spend(&mut faulty, |left| &mut left.leads) {
+        out.push(&faulty, || format!("operator {i} leads no more"), |w| w.leader = Some(None));
+    }
+    let mut faulty = world.clone();
+    if !world.operators[i].relists && spend(&mut faulty, |left| &mut left.watch) {
+        if !world.leads(i) && !world.operators[i].lags {
+            out.push(&faulty, || format!("operator {i}: its watch lags behind"), |w| w.operators[i].lags = true);
+        }
+        out.push(&faulty, || format!("operator {i}: its watch is interrupted"), |w| w.operators[i].relists = true);
+    }
+}
+
+/// A watch shows the object as it is, and that something vanished from it.
+pub fn deliver(world: &mut World, i: usize) {
+    let object = world.object.clone();
+    let operator = &mut world.operators[i];
+    operator.lags = false;
+    let (relists, wiped) = (std::mem::take(&mut operator.relists), std::mem::take(&mut operator.wiped));
+    if object.as_ref().map(|o| o.uid) != operator.watched.as_ref().map(|o| o.uid) {
+        operator.live = !relists && !wiped;
+    }
+    operator.watched = object;
+    if let Some(memory) = &mut operator.memory {
+        memory.vanished |= relists || wiped;
+        if operator.reconcile.is_some() {
+            return;
+        }
+    } else {
+        operator.memory = operator.watched.as_ref().map(|w| Mem::new(w.uid, operator.live));
+    }
+    crate::moves::put_back(operator);
+}
+
+/// What becomes of calls to AWS.
+fn calls(world: &World, rules: &Rules, faults: bool, out: &mut Out) {
+    for (n, call) in world.calls.iter().enumerate() {
+        let of = call.of;
+        match (call.result, call.by) {
+            (Some(result), Some(_)) => out.push(
+                world,
+                || format!("answered: {of:?}: {result:?}"),
+                |w| {
+                    w.calls.remove(n);
+                    answer(w, call, Some(result), rules);
+                },
+            ),
+            (Some(_), None) => out.push(
+                world,
+                || "an answer that nobody waits for".into(),
+                |w| {
+                    w.calls.remove(n);
+                },
+            ),
+            (None, _) => commit(world, n, out),
+        }
+        if !faults {
+            continue;
+        }
+        if call.by.is_none() && call.result.is_none() {
+            out.push(
+                world,
+                || format!("never arrives: {of:?}"),
+                |w| {
+                    w.calls.remove(n);
+                },
+            );
+        }
+        let mut faulty = world.clone();
+        if call.by.is_some() && spend(&mut faulty, |left| &mut left.aws) {
+            out.push(
+                &faulty,
+                || format!("given up: {of:?}"),
+                |w| {
+                    answer(w, call, None, rules);
+                    w.calls[n].by = None;
+                },
+            );
+            let refusals: &[Refused] = match (call.result, of) {
+                (None, CallOf::Open { .. }) => &[Refused::LimitExceeded, Refused::AccessDenied],
+                (None, CallOf::Rotate { .. } | CallOf::Close { .. }) => &[Refused::LimitExceeded],
+                _ => &[],
+            };
+            for refused in refusals {
+                out.push(
+                    &faulty,
+                    || format!("refused: {of:?}: {refused:?}"),
+                    |w| {
+                        w.calls[n].result = Some(CallResult::Refused(*refused));
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// AWS carries a call out.
+fn commit(world: &World, n: usize, out: &mut Out) {
+    if out.is_full() {
+        return;
+    }
+    let call = &world.calls[n];
+    let late = call.age > CALL_LIVES;
+    let label = told(|| format!("AWS does: {:?}{}", call.of, if late { ", after the grace" } else { "" }));
+    let mut done = Next { label, world: world.clone(), wrong: None };
+    let w = &mut done.world;
+    w.may_double |= late;
+    let id = match call.of {
+        CallOf::Open { .. } => w.last.tunnel + 1,
+        CallOf::Rotate { tunnel, .. }
+        | CallOf::Close { tunnel }
+        | CallOf::Disown { tunnel }
+        | CallOf::CloseInVain { tunnel } => tunnel,
+    };
+    let mut data = Data { tunnel: id, source: 0, destination: 0 };
+    let mut result = None;
+    match call.of {
+        CallOf::Open { uid, attempt } => {
+            if w.tunnels.iter().any(|t| t.open && !t.disowned && t.uid == uid) && !w.may_double {
+                done.wrong = Some("OpenTunnel is carried out though the Tunnel has an open tunnel");
+            }
+            (data.source, data.destination) = (w.next_token(), w.next_token());
+            w.last.tunnel = id;
+            w.tunnels.push(Tunnel {
+                id,
+                uid,
+                attempt,
+                open: true,
+                disowned: false,
+                late: w.lifetime_over,
+                source: data.source,
+                destination: data.destination,
+            });
+        }
+        CallOf::Rotate { tunnel, mode, .. } => {
+            let source = if mode.has_source() { w.next_token() } else { 0 };
+            let destination = if mode.has_destination() { w.next_token() } else { 0 };
+            match w.tunnel(tunnel).filter(|t| t.open) {
+                Some(tunnel) => {
+                    (data.source, data.destination) = (source, destination);
+                    if mode.has_source() {
+                        tunnel.source = source;
+                    }
+                    if mode.has_destination() {
+                        tunnel.destination = destination;
+                    }
+                }
+                None => result = Some(CallResult::Refused(Refused::InvalidRequest)),
+            }
+        }
+        CallOf::Close { tunnel } | CallOf::CloseInVain { tunnel } => {
+            w.tunnel(tunnel).into_iter().for_each(|t| t.open = false);
+        }
+        CallOf::Disown { tunnel } => w.tunnel(tunnel).into_iter().for_each(|t| t.disowned = true),
+    }
+    w.calls[n].age = 0;
+    w.calls[n].result = Some(result.unwrap_or(CallResult::Done(data)));
+    out.add(done);
+}
+
+/// The sweep of orphans, and the garbage collector.
+fn others(world: &World, rules: &Rules, out: &mut Out) {
+    let is_orphan = |t: &&Tunnel| {
+        let named = world.current(t.uid).map(|o| o.tunnel);
+        let orphan = match named {
+            None => true,
+            Some(tunnel) => tunnel.is_some_and(|id| id != t.id),
+        };
+        t.open && !t.disowned && orphan
+    };
+    let closing = |t: &Tunnel| world.calls.iter().any(|c| c.of == CallOf::CloseInVain { tunnel: t.id });
+    for tunnel in world.tunnels.iter().filter(is_orphan).filter(|t| !rules.no_sweep && !closing(t)) {
+        out.push(
+            world,
+            || format!("a sweep finds the orphan {}", tunnel.id),
+            |w| {
+                w.calls.push(Call { by: None, of: CallOf::CloseInVain { tunnel: tunnel.id }, age: 0, result: None });
+            },
+        );
+    }
+    let live = world.object.as_ref().map(|o| o.uid);
+    for name in 0..3 {
+        let garbage = world.secrets[name].as_ref().is_some_and(|s| s.owner.is_some() && s.owner != live);
+        if garbage {
+            out.push(world, || "the garbage collector takes a Secret".into(), |w| w.secrets[name] = None);
+        }
+    }
+}
+
+/// Time passes while no call is under way for longer than one can be.
+fn time(world: &World, out: &mut Out) {
+    let mut faulty = world.clone();
+    let overdue = |c: &&Call| c.result.is_none() && c.age >= CALL_LIVES;
+    if !world.calls.iter().any(|c| overdue(&c)) {
+        out.push(world, || "time passes".into(), World::tick);
+    } else if world.calls.iter().filter(overdue).all(|c| matches!(c.of, CallOf::Open { .. }))
+        && spend(&mut faulty, |left| &mut left.late)
+    {
+        out.push(&faulty, || "a call is under way for longer than the grace".into(), |w| (0..4).for_each(|_| w.tick()));
+    }
+}

@@ -1,0 +1,41 @@
+//! Rules of the protocol, each of which can be left out: by what `decide` is told, or by what becomes of its
+//! decision. The product has no hook for it.
+
+/// A rule that is left out.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Not a mutation: `deletionPolicy: Retain`.
+    pub retain: bool,
+    /// The claim is not written, only remembered.
+    pub no_claim: bool,
+    /// Writes are not conditioned by the resourceVersion.
+    pub unconditioned: bool,
+    /// Nothing is searched for.
+    pub no_search: bool,
+    /// The recovery grace is zero.
+    pub no_grace: bool,
+    /// Secrets are written whatever generation they have.
+    pub no_generations: bool,
+    /// The attempt is counted from what stands on the object.
+    pub counted_attempts: bool,
+    /// A claim is acted on however old it is.
+    pub old_claims: bool,
+    /// A lost call to OpenTunnel is taken for a refused one.
+    pub no_doubt: bool,
+    /// Rotation is not claimed: the call goes out at once.
+    pub no_rotation_claim: bool,
+    /// That a Rotate may have come after a newer one is not remembered.
+    pub no_late_rotation: bool,
+    /// The claim does not carry the finalizer.
+    pub no_finalizer: bool,
+    /// Tunnels are closed in the background whoever has them by now.
+    pub closes_unread: bool,
+    /// There is no sweep.
+    pub no_sweep: bool,
+    /// A Secret of somebody else's is taken for one's own.
+    pub foreign_is_ours: bool,
+    /// Whose tunnel has ended keeps its Secrets.
+    pub keeps_secrets: bool,
+    /// What happens to its Secrets is noticed never.
+    pub never_looks: bool,
+}

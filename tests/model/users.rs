@@ -1,0 +1,104 @@
+//! What users and others do to the Tunnel, its Secrets and its tunnel.
+
+use crate::next::{Out, spend};
+use crate::operator::Specs;
+use crate::world::*;
+use opentunnel_operator::crd::ClientMode;
+
+/// Users, and a third party.
+pub fn users(world: &World, specs: Specs, out: &mut Out) {
+    let mut w = world.clone();
+    if spend(&mut w, |left| &mut left.user) {
+        match &world.object {
+            Some(object) => {
+                if object.finalizer || object.claim.is_some() {
+                    out.push(
+                        &w,
+                        || "the user replaces the Tunnel: claim and finalizer are wiped".into(),
+                        |w| {
+                            w.may_double |= object.tunnel.is_none();
+                            change(w, |o| (o.claim, o.finalizer) = (None, false));
+                        },
+                    );
+                }
+                out.push(&w, || "the user deletes the Tunnel".into(), |w| change(w, |o| o.deleted = true));
+                if usize::from(object.spec) + 1 < specs.len() {
+                    out.push(&w, || "the user edits the spec".into(), |w| change(w, |o| o.spec += 1));
+                }
+            }
+            None => {
+                out.push(&w, || "the user creates the Tunnel again".into(), |w| w.create(None));
+                out.push(
+                    &w,
+                    || "the user restores the Tunnel from a backup".into(),
+                    |w| w.create(Some((w.last.uid, 1))),
+                );
+            }
+        }
+    }
+    let mut w = world.clone();
+    if spend(&mut w, |left| &mut left.secrets) {
+        secrets(&w, specs, out);
+    }
+    let mut w = world.clone();
+    if spend(&mut w, |left| &mut left.third_party) {
+        w.may_end = true;
+        for n in (0..world.tunnels.len()).filter(|n| world.tunnels[*n].open) {
+            out.push(&w, || "a third party closes a tunnel".into(), |w| w.tunnels[n].open = false);
+        }
+        if !world.lifetime_over && world.tunnels.iter().any(|t| t.open) {
+            out.push(
+                &w,
+                || "the lifetime is over".into(),
+                |w| {
+                    w.lifetime_over = true;
+                    w.tunnels.iter_mut().for_each(|t| t.open = false);
+                },
+            );
+        }
+    }
+}
+
+fn change(world: &mut World, change: impl FnOnce(&mut Object)) {
+    let version = world.next_version();
+    let Some(object) = &mut world.object else { return };
+    let before = object.clone();
+    change(object);
+    object.version = version;
+    if (before.finalizer && !object.finalizer) || (before.claim.is_some() && object.claim.is_none()) {
+        world.operators.iter_mut().for_each(|o| o.wiped = true);
+    }
+    if object.deleted && !object.finalizer {
+        world.object = None;
+    }
+}
+
+fn secrets(world: &World, specs: Specs, out: &mut Out) {
+    let uid = world.object.as_ref().map(|o| o.uid);
+    let used = specs.iter().flat_map(|spec| spec.iter()).map(|(name, _)| usize::from(*name)).max().unwrap_or_default();
+    for name in 0..=used {
+        let edit = |out: &mut Out, what: &str, f: &dyn Fn(Option<Secret>, u8) -> Option<Secret>| {
+            out.push(
+                world,
+                || format!("somebody {what} Secret {name}"),
+                |w| {
+                    let version = w.next_version();
+                    w.secrets[name] = f(w.secrets[name].take(), version).map(|s| Secret { version, ..s });
+                },
+            );
+        };
+        let garbage = Data { tunnel: 1, source: GARBAGE, destination: GARBAGE };
+        match &world.secrets[name] {
+            None => edit(out, "puts a foreign", &|_, version| {
+                Some(Secret { version, owner: None, generation: 0, data: garbage.of(ClientMode::Source), sound: true })
+            }),
+            Some(secret) => {
+                edit(out, "deletes", &|_, _| None);
+                if secret.owner.is_some() && secret.owner == uid {
+                    edit(out, "edits", &|s, _| s.map(|s| Secret { data: Data { source: GARBAGE, ..s.data }, ..s }));
+                    edit(out, "makes immutable", &|s, _| s.map(|s| Secret { sound: false, ..s }));
+                }
+            }
+        }
+    }
+}

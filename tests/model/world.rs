@@ -1,0 +1,346 @@
+//! One Tunnel, its Secrets, AWS's tunnels and two operators without a leader: all that the promise is about,
+//! as plain values. A world is put into one form whatever its numbers are called, so that two that differ in
+//! names alone are one.
+
+use opentunnel_operator::crd::{ClientMode, Reason};
+
+/// Ticks of 6 s: longer than a claim may be acted on (5 s) and than what is reported only after 5 s.
+pub type Age = u8;
+/// Longer than every limit: what is older is as old as this.
+pub const OLD: Age = 6;
+/// So old a call is at the most when AWS carries it out: 24 s, longer than the limit of one call (20 s), shorter
+/// than the recovery grace (30 s).
+pub const CALL_LIVES: Age = 4;
+/// Not a token: somebody edited it in.
+pub const GARBAGE: u8 = u8::MAX;
+
+/// Everything.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct World {
+    pub object: Option<Object>,
+    /// By name.
+    pub secrets: [Option<Secret>; 3],
+    pub tunnels: Vec<Tunnel>,
+    pub calls: Vec<Call>,
+    pub operators: [Operator; 2],
+    /// The next number of a kind is above these.
+    pub last: Last,
+    pub left: Budget,
+    /// With leader election: who leads, if anybody does.
+    pub leader: Option<Option<u8>>,
+    /// The lifetime of all that was open is over.
+    pub lifetime_over: bool,
+    /// A third party closed a tunnel, or its lifetime ran out: the Tunnel may end.
+    pub may_end: bool,
+    /// A claim was wiped, or a call was carried out after the grace: two tunnels may be opened.
+    pub may_double: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Last {
+    pub uid: u8,
+    pub version: u8,
+    pub attempt: u8,
+    pub token: u8,
+    pub tunnel: u8,
+}
+
+/// How often each thing may yet go wrong, and all of them together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Budget {
+    pub all: u8,
+    pub crashes: u8,
+    pub leads: u8,
+    pub api: u8,
+    pub aws: u8,
+    pub late: u8,
+    pub watch: u8,
+    pub user: u8,
+    pub secrets: u8,
+    pub third_party: u8,
+}
+
+/// The Tunnel.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Object {
+    pub version: u8,
+    pub uid: u8,
+    /// `metadata.generation`, and which of the scenario's specs it is.
+    pub spec: u8,
+    pub deleted: bool,
+    pub finalizer: bool,
+    /// UID and attempt.
+    pub claim: Option<(u8, u8)>,
+    pub tunnel: Option<u8>,
+    /// The tunnel was opened after the first lifetime was over.
+    pub opened_late: bool,
+    pub closed: bool,
+    pub generation: u8,
+    /// Names and data of the Secrets when it last was Ready.
+    pub kept: Option<Vec<(u8, Data)>>,
+    pub reported: Option<Reason>,
+    pub observed: Option<u8>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Secret {
+    pub version: u8,
+    /// The UID that controls it; `None`: somebody else's.
+    pub owner: Option<u8>,
+    pub generation: u8,
+    pub data: Data,
+    pub sound: bool,
+}
+
+/// A Secret's data: 0 where it has no token of that side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Data {
+    pub tunnel: u8,
+    pub source: u8,
+    pub destination: u8,
+}
+
+impl Data {
+    pub fn mode(self) -> Option<ClientMode> {
+        match (self.source, self.destination) {
+            (0, 0) => None,
+            (_, 0) => Some(ClientMode::Source),
+            (0, _) => Some(ClientMode::Destination),
+            _ => Some(ClientMode::All),
+        }
+    }
+
+    pub fn of(self, mode: ClientMode) -> Self {
+        Self {
+            source: if mode.has_source() { self.source } else { 0 },
+            destination: if mode.has_destination() { self.destination } else { 0 },
+            ..self
+        }
+    }
+}
+
+/// A tunnel in AWS.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Tunnel {
+    pub id: u8,
+    pub uid: u8,
+    pub attempt: u8,
+    pub open: bool,
+    /// The owner tag was taken off.
+    pub disowned: bool,
+    pub late: bool,
+    pub source: u8,
+    pub destination: u8,
+}
+
+/// A call to AWS.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Call {
+    /// Who waits for it; `None`: nobody any more.
+    pub by: Option<u8>,
+    pub of: CallOf,
+    pub age: Age,
+    pub result: Option<CallResult>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CallOf {
+    Open {
+        uid: u8,
+        attempt: u8,
+    },
+    Rotate {
+        tunnel: u8,
+        mode: ClientMode,
+        generation: u8,
+        others_live: bool,
+    },
+    Close {
+        tunnel: u8,
+    },
+    Disown {
+        tunnel: u8,
+    },
+    /// In the background: no reconcile waits for it.
+    CloseInVain {
+        tunnel: u8,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CallResult {
+    Done(Data),
+    /// Nothing was done.
+    Refused(Refused),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Refused {
+    LimitExceeded,
+    AccessDenied,
+    InvalidRequest,
+}
+
+/// One process.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Operator {
+    /// The Tunnel as its watch has it.
+    pub watched: Option<Object>,
+    /// Its watch has something to show yet that was wiped.
+    pub wiped: bool,
+    /// Its watch was interrupted: it will list.
+    pub relists: bool,
+    /// Its watch shows nothing for a while. (Of a standby: else it shows all at once.)
+    pub lags: bool,
+    /// Its watch showed the creation of what it has.
+    pub live: bool,
+    pub memory: Option<Mem>,
+    pub reconcile: Option<Reconcile>,
+    pub searching: bool,
+    pub search: Option<(Age, Vec<u8>)>,
+    /// A tunnel, whether AWS said that it is open, and when.
+    pub heard: Option<(u8, bool, Age)>,
+    /// Opened in vain: UID and tunnel.
+    pub in_vain: Vec<(u8, u8)>,
+}
+
+/// A reconcile between two of its steps.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Reconcile {
+    pub view: Object,
+    pub read: Option<Age>,
+    pub gone: bool,
+    pub secrets: Option<[Option<Secret>; 3]>,
+}
+
+/// `Memory`, in this model's numbers.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Mem {
+    pub uid: u8,
+    pub vanished: bool,
+    pub saw_creation: bool,
+    pub first_seen: Age,
+    pub claim: Option<(u8, Age)>,
+    pub attempt: Option<u8>,
+    pub open_doubt: Option<Age>,
+    pub unfinished: Option<(u8, Age)>,
+    pub rotation: Option<(u8, ClientMode, bool, Stage)>,
+    pub answer: Option<Answer>,
+    pub trial: Option<Age>,
+    pub late_rotation: Option<u8>,
+    pub deleting: Option<Age>,
+    pub expired: Option<Age>,
+    pub closed: Vec<u8>,
+    pub failure: Option<(Reason, Age, bool)>,
+    pub trouble: bool,
+    pub written: Option<Object>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Stage {
+    Claimed,
+    Doubt(Age),
+    Lost,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Answer {
+    pub of: AnswerOf,
+    pub data: Data,
+    pub late: bool,
+    pub age: Age,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AnswerOf {
+    Open(u8),
+    Rotate(u8),
+    Secrets(u8),
+}
+
+impl World {
+    /// A Tunnel that was just created, before the eyes of both operators.
+    pub fn new(left: Budget, elects: bool) -> Self {
+        let mut world = Self {
+            object: None,
+            secrets: [const { None }; 3],
+            tunnels: Vec::new(),
+            calls: Vec::new(),
+            operators: [const { None }; 2].map(|_: Option<()>| Operator::default()),
+            last: Last::default(),
+            left,
+            leader: elects.then_some(Some(0)),
+            lifetime_over: false,
+            may_end: false,
+            may_double: false,
+        };
+        world.create(None);
+        world
+    }
+
+    /// The user creates the Tunnel; a backup has what stood in its annotations and finalizers.
+    pub fn create(&mut self, backup: Option<(u8, u8)>) {
+        self.last.uid += 1;
+        let version = self.next_version();
+        self.object = Some(Object {
+            version,
+            uid: self.last.uid,
+            spec: 0,
+            deleted: false,
+            finalizer: backup.is_some(),
+            claim: backup,
+            tunnel: None,
+            opened_late: false,
+            closed: false,
+            generation: 0,
+            kept: None,
+            reported: None,
+            observed: None,
+        });
+    }
+
+    pub fn next_version(&mut self) -> u8 {
+        self.last.version += 1;
+        self.last.version
+    }
+
+    pub fn next_token(&mut self) -> u8 {
+        self.last.token += 1;
+        self.last.token
+    }
+
+    pub fn tunnel(&mut self, id: u8) -> Option<&mut Tunnel> {
+        self.tunnels.iter_mut().find(|t| t.id == id)
+    }
+
+    /// The Tunnel of that UID, as it is.
+    pub fn current(&self, uid: u8) -> Option<&Object> {
+        self.object.as_ref().filter(|o| o.uid == uid)
+    }
+
+    /// Whether an operator may begin something.
+    pub fn leads(&self, i: usize) -> bool {
+        self.leader.is_none_or(|leader| leader == Some(i as u8))
+    }
+
+    /// Ages everything by one tick.
+    pub fn tick(&mut self) {
+        let old = |age: &mut Age| *age = (*age + 1).min(OLD);
+        self.calls.iter_mut().for_each(|call| old(&mut call.age));
+        for operator in &mut self.operators {
+            operator.search.iter_mut().for_each(|(age, _)| old(age));
+            operator.heard.iter_mut().for_each(|(.., age)| old(age));
+            operator.reconcile.iter_mut().filter_map(|r| r.read.as_mut()).for_each(old);
+            let Some(m) = &mut operator.memory else { continue };
+            old(&mut m.first_seen);
+            m.claim.iter_mut().for_each(|(_, age)| old(age));
+            m.unfinished.iter_mut().for_each(|(_, age)| old(age));
+            m.failure.iter_mut().for_each(|(_, age, _)| old(age));
+            m.answer.iter_mut().for_each(|a| old(&mut a.age));
+            [&mut m.open_doubt, &mut m.trial, &mut m.deleting, &mut m.expired].into_iter().flatten().for_each(old);
+            if let Some((.., Stage::Doubt(age))) = &mut m.rotation {
+                old(age);
+            }
+        }
+    }
+}
