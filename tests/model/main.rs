@@ -28,11 +28,6 @@ fn any(n: u8) -> Budget {
     Budget { all: n, crashes: n, leads: n, api: n, aws: n, late: n, watch: n, user: n, secrets: n, third_party: n }
 }
 
-/// What others do to the Tunnel, its Secrets and its tunnel.
-fn others(n: u8) -> Budget {
-    Budget { all: n, user: n, secrets: n, third_party: n, ..Budget::default() }
-}
-
 fn scenario(name: &'static str, specs: Specs, budget: Budget, elects: bool) -> Scenario {
     Scenario { name, specs, budget, elects, ready: false, rules: Rules::default(), max_states: usize::MAX }
 }
@@ -82,12 +77,13 @@ fn with_two_secrets_nothing_is_lost_or_doubled() {
 
 #[test]
 fn without_a_leader_two_operators_end_well() {
-    let ready = |name, budget| Scenario { ready: true, ..scenario(name, ONE, budget, false) };
-    run(&[ready("two operators at once when Ready, what others do", others(1))]);
-    if large() {
-        run(&[ready("two operators at once when Ready, a fault of any kind", any(1))]);
-        run(&[scenario("two operators at once, a fault of any kind", ONE, any(1), false)]);
-    }
+    // There are far more, of any two moments of any two processes: the nearest are gone through.
+    let max_states = if large() { 4_000_000 } else { 100_000 };
+    let first = |s: Scenario| Scenario { max_states, ..s };
+    run(&[
+        first(Scenario { ready: true, ..scenario("two at once when Ready, a fault of any kind", ONE, any(1), false) }),
+        first(scenario("two at once from the beginning, a fault of any kind", ONE, any(1), false)),
+    ]);
 }
 
 #[test]
@@ -104,7 +100,7 @@ struct Mutation {
 
 fn left_out(rule: &'static str, leave_out: fn(&mut Rules), change: fn(&mut Scenario)) -> Mutation {
     let budget = Budget { all: 2, ..Budget::default() };
-    let mut scenario = Scenario { max_states: 1_000_000, ..scenario(rule, ONE, budget, true) };
+    let mut scenario = Scenario { max_states: 300_000, ..scenario(rule, ONE, budget, true) };
     change(&mut scenario);
     leave_out(&mut scenario.rules);
     Mutation { rule, scenario }
@@ -122,14 +118,9 @@ fn each_rule_that_is_left_out_is_missed() {
         left_out("the attempt is a counter", |r| r.counted_attempts = true, |s| (s.elects, s.budget.api) = (false, 1)),
         left_out("a claim is acted on however old it is", |r| r.old_claims = true, alone),
         left_out(
-            "a Secret's generation is ignored",
-            |r| r.no_generations = true,
-            |s| (s.elects, s.ready, s.budget.secrets) = (false, true, 1),
-        ),
-        left_out(
             "a rotation is not claimed",
             |r| r.no_rotation_claim = true,
-            |s| (s.elects, s.ready, s.budget.secrets) = (false, true, 1),
+            |s| (s.elects, s.budget.secrets) = (false, 1),
         ),
         left_out(
             "that a Rotate may have come late is forgotten",
@@ -159,12 +150,8 @@ fn each_rule_that_is_left_out_is_missed() {
         ),
         left_out("nobody looks at the Secrets of a Ready Tunnel", |r| r.never_looks = true, |s| s.budget.secrets = 1),
     ];
-    let only = std::env::var("MUTATION").ok();
     let mut missed = Vec::new();
     for Mutation { rule, scenario } in mutations {
-        if only.as_ref().is_some_and(|only| !rule.contains(only.as_str())) {
-            continue;
-        }
         let found = search(&scenario);
         let Some(fault) = found.fault else {
             missed.push(format!("{rule}: nothing is wrong in {} states, depth {}", found.states, found.depth));
@@ -172,9 +159,6 @@ fn each_rule_that_is_left_out_is_missed() {
         };
         let wrong = fault.wrong.split(':').next().unwrap_or_default();
         println!("figure: rule left out: {rule} | {wrong}: {} moves, {} states", fault.trace.len(), found.states);
-        if only.is_some() {
-            println!("{fault}");
-        }
     }
     assert!(missed.is_empty(), "{missed:#?}");
 }

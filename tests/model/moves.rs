@@ -263,7 +263,7 @@ impl Step<'_> {
 
     fn rotate(&mut self, tunnel: u8, mode: opentunnel_operator::crd::ClientMode, generation: i64) {
         let others_live = self.memory.rotating(generation, mode, now());
-        let generation = u8::try_from(generation).expect("a small generation");
+        let generation = u8::try_from(generation).unwrap_or(u8::MAX);
         self.call(CallOf::Rotate { tunnel, mode, generation, others_live });
     }
 
@@ -356,7 +356,7 @@ impl Step<'_> {
         let secret = Secret {
             version: self.world.next_version(),
             owner: Some(self.reconcile.view.uid),
-            generation: u8::try_from(generation).expect("a small generation"),
+            generation: u8::try_from(generation).unwrap_or(u8::MAX),
             data: answer.of(mode),
             sound: true,
         };

@@ -136,7 +136,7 @@ fn states(
         let wanted = specs[usize::from(object.spec)].iter().find(|(n, _)| n == name).map(|(_, mode)| *mode);
         let holds_answer = answer.zip(wanted).is_some_and(|(a, mode)| a.data.of(mode) == secret.data);
         SecretState::Ours {
-            generation: if rules.no_generations && !holds_answer { 0 } else { secret.generation.into() },
+            generation: secret.generation.into(),
             digest: String::new(),
             sound: secret.sound,
             intact: is_intact(object, *name, secret),
@@ -226,7 +226,7 @@ impl Mem {
 
     /// Takes over what the product's has become.
     pub fn take(&mut self, real: Memory) {
-        let small = |generation: i64| u8::try_from(generation).expect("a small generation");
+        let small = |generation: i64| u8::try_from(generation).unwrap_or(u8::MAX);
         *self = Self {
             uid: self.uid,
             vanished: self.vanished,

@@ -12,7 +12,7 @@ use opentunnel_operator::tunnels::{Attempt, CallErrorKind, TunnelId};
 
 /// What a status write makes of the object, as `status::after` does.
 pub fn apply(o: &mut Object, change: &Change, answer: Option<&Answer>, kept: Vec<(u8, Data)>, adopted_late: bool) {
-    let small = |generation: &i64| u8::try_from(*generation).expect("a small generation");
+    let small = |generation: &i64| u8::try_from(*generation).unwrap_or(u8::MAX);
     o.observed = Some(o.spec);
     match change {
         Change::Opened { generation } | Change::Kept { generation } => {

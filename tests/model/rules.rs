@@ -14,8 +14,6 @@ pub struct Rules {
     pub no_search: bool,
     /// The recovery grace is zero.
     pub no_grace: bool,
-    /// Secrets are written whatever generation they have.
-    pub no_generations: bool,
     /// The attempt is counted from what stands on the object.
     pub counted_attempts: bool,
     /// A claim is acted on however old it is.

@@ -17,7 +17,7 @@ use crate::matrix::product::Product;
 use crate::support::promise::{Rule, Violation};
 use counts::Counts;
 use fastrand::Rng;
-use oracle::{SWEPT, Seen};
+use oracle::Seen;
 use plan::{Bounds, Plan};
 use replicas::Replica;
 use scenario::Scenario;
@@ -118,7 +118,7 @@ async fn settle(scenario: &mut Scenario, replicas: &[Replica]) -> bool {
     while Instant::now() < limit {
         let seen = Seen::now(scenario).await;
         let unsettled = (0..scenario.slots.len()).any(|number| seen.unsettled(scenario, number, short).is_some());
-        if unsettled || (short && SWEPT && seen.orphans() > 0) {
+        if unsettled || (short && scenario.bounds.is_swept() && seen.orphans() > 0) {
             sleep(Duration::from_millis(500)).await;
         } else if !short {
             // Those of a short life have all been open.

@@ -12,9 +12,6 @@ use opentunnel_operator::crd::{FINALIZER, OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
 use std::collections::{HashMap, HashSet};
 
-/// Whether operators sweep orphans away: then none may stay.
-pub const SWEPT: bool = false;
-
 /// What there is, in Kubernetes and in AWS.
 pub struct Seen {
     tunnels: HashMap<(String, String), Tunnel>,
@@ -107,7 +104,11 @@ impl Seen {
             violations.push(Violation { rule: Rule::State, what });
         }
         for life in &slot.lives {
-            violations.extend(self.of_a_life(life, tunnel.filter(|t| t.uid().as_ref() == Some(&life.uid))));
+            violations.extend(self.of_a_life(
+                life,
+                scenario.bounds.is_swept(),
+                tunnel.filter(|t| t.uid().as_ref() == Some(&life.uid)),
+            ));
         }
         if let (Some(life), Some(tunnel)) = (slot.present(), tunnel.filter(|t| is_ready(t))) {
             violations.extend(self.tokens(scenario, number, slot, life, tunnel).await);
@@ -115,10 +116,10 @@ impl Seen {
         violations
     }
 
-    fn of_a_life(&self, life: &Life, tunnel: Option<&Tunnel>) -> Vec<Violation> {
+    fn of_a_life(&self, life: &Life, swept: bool, tunnel: Option<&Tunnel>) -> Vec<Violation> {
         let mut violations = Vec::new();
         // What a replaced claim may leave behind goes with the sweep.
-        let left = life.replaced_opening > 0 && !SWEPT;
+        let left = life.replaced_opening > 0 && !swept;
         let mut violated = |rule, what| violations.push(Violation { rule, what });
         let known = tunnel.and_then(id);
         let open = self.open(life).count();

@@ -127,6 +127,11 @@ impl Bounds {
         (self.tunnels / 25).clamp(2, 8)
     }
 
+    /// Whether it lasts long enough for the sweep, which leaves a tunnel alone for five minutes.
+    pub fn is_swept(&self) -> bool {
+        self.settle > Duration::from_secs(400)
+    }
+
     /// Calls a second that AWS grants of OpenTunnel and CloseTunnel.
     pub fn rate(&self) -> f64 {
         5.0

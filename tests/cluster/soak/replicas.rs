@@ -54,7 +54,8 @@ impl Replica {
         aws.meets(weather.clone());
         let rate = bounds.rate().to_string();
         let settings = world
-            .settings()
+            .electing()
+            .await
             .via(&api)
             .env("AWS_ENDPOINT_URL", aws.endpoint())
             .flag("--watch-namespace", &namespaces.join(","))
