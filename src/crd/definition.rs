@@ -19,6 +19,8 @@ pub fn definition() -> CustomResourceDefinition {
             continue;
         };
         no_nulls(root);
+        // kubectl refuses an object without a required field in a List, though the default would set it.
+        root.required = None;
         for (name, default) in
             [("spec", serde_json::json!({})), ("status", serde_json::json!({"observedGeneration": -1}))]
         {

@@ -140,7 +140,9 @@ async fn a_tunnel_without_a_spec_is_accepted_and_says_that_nobody_has_seen_it_ye
     let world = World::new().await;
     world.apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: bare}}").await;
     world.apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: empty}, spec: }").await;
-    for name in ["bare", "empty"] {
+    let listed = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: listed}}";
+    world.apply(&format!("{{apiVersion: v1, kind: List, items: [{listed}]}}")).await;
+    for name in ["bare", "empty", "listed"] {
         let tunnel = world.tunnel(name).await;
         assert_eq!(status(&tunnel).observed_generation, Some(-1));
         assert_eq!(status(&tunnel).conditions, None);

@@ -6,11 +6,11 @@ use crate::matrix::oracle::{self, End};
 use crate::matrix::place::{Next, Place};
 use crate::matrix::product::Product;
 use crate::matrix::undisturbed;
-use crate::support::World;
 use crate::support::api_proxy::{Request, failure};
 use crate::support::namespace::status;
 use crate::support::outage::Outage;
 use crate::support::sight::Sight;
+use crate::support::{LIMIT, World};
 use axum::http::StatusCode;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -19,11 +19,15 @@ use kube::api::{DeleteParams, ListParams};
 use opentunnel_operator::crd::{MANAGED_BY_LABEL, MANAGER, Tunnel};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::json;
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Writes that etcd forgets, beside those of the cases: a watch that went on from where it was would see nothing
 /// for a long time.
 const FORGOTTEN: usize = 500;
+
+/// The sweep of orphans leaves a tunnel alone for five minutes.
+const SWEPT_AFTER: Duration = Duration::from_secs(400);
 
 /// What etcd knows and what has happened since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,13 +126,18 @@ impl Case {
     async fn judge(self, place: &Place, end: &End) -> Vec<String> {
         place.tap.eyes.see(Sight::Clear);
         match self {
-            // Its tunnel is nobody's: the sweep of orphans is what closes it (extend this when it is there).
-            // Who applies the manifest again gets a tunnel of its own.
+            // Its tunnel is nobody's: the sweep closes it. Who applies the manifest again gets a tunnel of its own.
             Self::Unknown => {
+                place.world.aws.advance_clock(SWEPT_AFTER);
                 Life::Open.happen(place).await;
                 place.world.wait_ready(NAME).await;
-                let open = place.world.aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count();
-                return if open == 2 { vec![] } else { vec![format!("{open} tunnels are open")] };
+                let open = || place.world.aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count();
+                let swept = async {
+                    while open() != 1 {
+                        sleep(Duration::from_millis(100)).await;
+                    }
+                };
+                return if timeout(LIMIT, swept).await.is_ok() { vec![] } else { vec![format!("{} are open", open())] };
             }
             // Nothing tells that AWS has revoked what the restored Secret holds: docs/outages.md says what to do.
             Self::Rotated => {

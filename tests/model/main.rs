@@ -83,6 +83,11 @@ fn without_a_leader_two_operators_end_well() {
     run(&[
         first(Scenario { ready: true, ..scenario("two at once when Ready, a fault of any kind", ONE, any(1), false) }),
         first(scenario("two at once from the beginning, a fault of any kind", ONE, any(1), false)),
+        first(Scenario {
+            ready: true,
+            ..scenario("two at once when Ready, two Secrets, exchanged", TWO, any(1), false)
+        }),
+        first(Scenario { ready: true, ..scenario("two at once when Ready, one side more", MORE, any(1), false) }),
     ]);
 }
 
