@@ -66,9 +66,11 @@ soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minut
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
 		cargo test --test cluster -- soak::the_promise --nocapture
 
-figures: cluster ## Print as a table what `make test`, `make model` and `make fuzz` have gone through (20 minutes)
-	@{ $(MAKE) model fuzz; RUST_TEST_THREADS=6 cargo test --workspace -- --nocapture; } 2>&1 \
-		| sed -n 's/.*figure: \(.*\)$$/| \1 |/p' | awk 'BEGIN { print "| what | figures |\n|---|---|" } { print; fflush() }'
+# What the tests print as "figure: what | how much".
+FIGURES ?= test
+figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz soak": by the long runs)
+	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | sed -n 's/.*figure: \(.*\)$$/| \1 |/p' \
+		| awk 'BEGIN { print "| what | figures |\n|---|---|" } { print; fflush() }'
 
 image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
 	@for engine in docker podman buildah; do \
