@@ -100,6 +100,16 @@ impl Operator {
         let searched = self.search.as_ref().map(|(age, _)| *age);
         // A search that was asked for began after what it was asked for.
         m.first_seen = m.first_seen.min(searched.unwrap_or_default().max(1));
+        // That a search began when the grace was over stays so.
+        let claimed = m.claim.filter(|(claim, _)| m.attempt != Some(*claim)).map(|(_, age)| age);
+        let since = [claimed, m.open_doubt].into_iter().flatten().min();
+        if let (Some((age, _)), Some(since), None) = (&mut self.search, since, m.deleting)
+            && *age + GRACE <= since
+        {
+            *age = 0;
+            m.claim.iter_mut().for_each(|(_, age)| *age = OLD);
+            m.open_doubt = m.open_doubt.map(|_| OLD);
+        }
         m.failure.iter_mut().for_each(|(_, age, _)| *age = (*age).min(1));
         m.trial = m.trial.filter(|age| *age == 0);
         match &mut self.heard {

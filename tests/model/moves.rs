@@ -282,14 +282,16 @@ impl Step<'_> {
         self.reconcile.read = Some(0);
     }
 
-    /// Whether the other operator may act on the claim that stands: it has read it a moment ago, or has called.
+    /// Whether the other operator acts on the claim that stands: it has read it a moment ago, or has called since the
+    /// claim was searched for.
     fn is_acted_on(&self) -> bool {
         let other = &self.world.operators[1 - self.i];
         let Some((memory, (_, claim))) = other.memory.as_ref().zip(self.reconcile.view.claim) else { return false };
         let read = memory.attempt == Some(claim) && other.reconcile.as_ref().is_some_and(|r| r.read.is_some());
         let called = |c: &Call| matches!(c.of, CallOf::Open { attempt, .. } if attempt == claim);
         let answered = memory.answer.as_ref().is_some_and(|a| a.of == AnswerOf::Open(claim));
-        self.world.leader.is_none() && (read || answered || self.world.calls.iter().any(called))
+        let opened = self.world.tunnels.iter().any(|t| t.open && t.attempt == claim);
+        self.world.leader.is_none() && (read || answered || opened || self.world.calls.iter().any(called))
     }
 
     /// Whether the Tunnel is as it was read.

@@ -38,7 +38,7 @@ pub fn calm(world: &World, rules: &Rules, specs: Specs) -> Option<Next> {
     (0..2).for_each(|i| own(world, i, rules, &mut out));
     for i in 0..2 {
         if !out.is_full()
-            && let Some((next, _)) = step(world, i, rules, specs, None)
+            && let Some(next) = reconcile(world, i, rules, specs)
         {
             out.add(next);
         }
@@ -46,6 +46,21 @@ pub fn calm(world: &World, rules: &Rules, specs: Specs) -> Option<Next> {
     // It passes when there is nothing else to do.
     time(world, &mut out);
     out.next.pop()
+}
+
+/// Steps of an operator until one has an effect, or its reconcile has ended: a read alone is none.
+fn reconcile(world: &World, i: usize, rules: &Rules, specs: Specs) -> Option<Next> {
+    let (mut next, _) = step(world, i, rules, specs, None)?;
+    for _ in 0..4 {
+        let w = &next.world;
+        let effect = w.object != world.object || w.secrets != world.secrets || w.calls.len() != world.calls.len();
+        if effect || w.operators[i].reconcile.is_none() {
+            break;
+        }
+        let Some((following, _)) = step(w, i, rules, specs, None) else { break };
+        next = following;
+    }
+    Some(next)
 }
 
 /// Collects what may follow.

@@ -11,6 +11,8 @@ pub const OLD: Age = 6;
 /// So old a call is at the most when AWS carries it out: 24 s, longer than the limit of one call (20 s), shorter
 /// than the recovery grace (30 s).
 pub const CALL_LIVES: Age = 4;
+/// The recovery grace: 30 s.
+pub const GRACE: Age = 5;
 /// Not a token: somebody edited it in.
 pub const GARBAGE: u8 = u8::MAX;
 
