@@ -41,7 +41,7 @@ test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botoc
 # The dependencies stay as they are; the checker itself is ten times as fast.
 OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
 
-model: ## Model-check decide and the election further than `make test` does (10 minutes, some GB of memory)
+model: ## Model-check decide and the election further than `make test` does (15 minutes, some GB of memory)
 	@MODEL_LARGE=1 cargo test $(OPTIMIZED) --test model -- --nocapture
 	@cargo test $(OPTIMIZED) --lib leader::candidate -- --nocapture --include-ignored
 
