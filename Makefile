@@ -69,8 +69,9 @@ soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minut
 # What the tests print as "figure: what | how much".
 FIGURES ?= test
 figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz soak": by the long runs)
-	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | sed -n 's/.*figure: \(.*\)$$/| \1 |/p' \
-		| awk 'BEGIN { print "| what | figures |\n|---|---|" } { print; fflush() }'
+	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | awk '\
+		BEGIN { print "| what | figures |\n|---|---|" } \
+		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
 image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
 	@for engine in docker podman buildah; do \
