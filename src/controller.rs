@@ -227,7 +227,7 @@ fn kind(error: &Error) -> ReconcileError {
         Error::Api { source: kube::Error::Api(_), .. } => ReconcileError::Api4xx,
         Error::Api { .. } => ReconcileError::ApiNoAnswer,
         Error::Timeout(_) => ReconcileError::ApiTimeout,
-        Error::Incomplete(_) => ReconcileError::Incomplete,
+        Error::Incomplete(_) | Error::Unreadable(_) => ReconcileError::Incomplete,
         Error::Endless(..) | Error::Panic => ReconcileError::Bug,
     }
 }

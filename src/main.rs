@@ -131,6 +131,7 @@ async fn run(flags: Run) -> Result<(), String> {
                     let work = async { tokio::join!(poll, sweep.run(), shared.open.run()) };
                     tokio::select! { _ = work => {}, () = shared.leader.lost(term) => {} }
                     shared.poller.forget_all();
+                    [&shared.open, &shared.close, &shared.rotate].into_iter().for_each(|pacer| pacer.open_gate());
                     // They give their tickets back.
                     watch::wake_all(&told);
                 }

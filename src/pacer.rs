@@ -199,6 +199,12 @@ impl Pacer {
         self.changed.notify_waiters();
     }
 
+    /// Opens the gate: what AWS said last is long ago, and nobody goes on probing.
+    pub fn open_gate(&self) {
+        self.lock().shut = None;
+        self.changed.notify_waiters();
+    }
+
     /// The gate, if it is shut.
     pub fn gate(&self) -> Option<Gate> {
         self.lock().shut.as_ref().map(|shut| shut.gate.clone())

@@ -2,23 +2,20 @@
 //! of ListTunnels serves all Tunnels, those whose tunnel may have been closed by somebody else and
 //! those that look for a tunnel that an earlier attempt may have opened. The sweep of orphans has no other.
 
+mod round;
+
 use crate::aws::Aws;
-use crate::clock::{self, Mono};
-use crate::crd::State;
+use crate::clock::Mono;
 use crate::orphans::Candidate;
 use crate::orphans::sightings::{Owners, Sightings, Told};
 use crate::pacer::Key;
-use crate::tunnels::{CallError, Found, Heard, Owner, Search, Summary, TunnelId, Word};
-use jiff::{SignedDuration, Timestamp};
-use std::collections::{HashMap, HashSet};
+use crate::tunnels::{CallError, CallErrorKind, Heard, Owner, Search, TunnelId, Word};
+use jiff::Timestamp;
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
-/// A tunnel lives at most 12 hours: what is older needs no look. Ten minutes for clocks that differ.
-const OLDEST: SignedDuration = SignedDuration::from_mins(12 * 60 + 10);
-/// A tunnel was opened after its Tunnel was created, less this for clocks that differ.
-const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 /// Spacing of reads: AWS's quota is 10 a second for each operation.
 const SPACING: Duration = Duration::from_millis(102);
 /// Searches that come together are served by one listing.
@@ -179,16 +176,14 @@ impl Poller {
                 continue;
             }
             let watched = if round_due { watched() } else { Vec::new() };
-            if round_due {
-                idle = if watched.is_empty() { idle + 1 } else { 0 };
-            }
-            let for_orphans = self.rounds.unknown_after.is_some() && round_due && idle.is_multiple_of(IDLE_ROUNDS);
+            let idle_now = if watched.is_empty() { idle + 1 } else { 0 };
+            let for_orphans = self.rounds.unknown_after.is_some() && round_due && idle_now.is_multiple_of(IDLE_ROUNDS);
             let complete = for_orphans || !watched.is_empty();
             let described = self.describe_asked().await;
             let searching = self.is_searching();
             let outcome = if searching || complete { self.round(&watched, complete).await } else { Ok(()) };
             if round_due && outcome.is_ok() {
-                last_round = Some(Instant::now());
+                (last_round, idle) = (Some(Instant::now()), idle_now);
             }
             if searching || complete {
                 self.note_failure(outcome.as_ref().err());
@@ -235,7 +230,7 @@ impl Poller {
         for (key, id) in self.asked() {
             let asked = self.now();
             let told = self.aws.describe(&id).await;
-            all &= told.is_ok();
+            all &= told.as_ref().err().is_none_or(|error| error.kind == CallErrorKind::InvalidRequest);
             self.hear(&key, id, asked, told.map(|d| d.word));
             let _ = self.wake.send(key);
             tokio::time::sleep(SPACING).await;
@@ -252,146 +247,26 @@ impl Poller {
                 state.undescribed.remove(key);
             }
             Err(error) => {
+                // AWS takes no such ID: that is an answer, and others wait for theirs.
+                if error.kind == CallErrorKind::InvalidRequest {
+                    state.describes.remove(key);
+                }
                 state.undescribed.insert(key.clone(), error);
             }
         }
     }
 
-    /// One listing, and what follows from it for everybody. `complete`: of all tunnels that may be open.
-    async fn round(&self, watched: &[Watched], complete: bool) -> Result<(), CallError> {
-        let started = self.now();
-        let searches: Vec<(Key, Timestamp)> = self
-            .lock()
-            .searches
-            .iter()
-            .filter(|(_, s)| s.is_pending() && s.since <= started)
-            .map(|(key, s)| (key.clone(), s.created))
-            .collect();
-        let oldest = Timestamp::now().saturating_sub(OLDEST).unwrap_or(Timestamp::MIN);
-        let created = searches.iter().map(|(_, created)| *created).min();
-        let created = created.and_then(|c| c.saturating_sub(CLOCKS_DIFFER).ok());
-        // A search alone need not go back beyond what it searches for.
-        let until = created.filter(|_| !complete).map_or(oldest, |c| c.max(oldest));
-        let listed = self.list(until).await?;
-        match created {
-            Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
-            None => {
-                let grace = self.rounds.unknown_after.unwrap_or_default();
-                let Shared { owners, sightings, .. } = &mut *self.lock();
-                owners.retain(|id, told| sightings.is_settled(id, told, grace));
-            }
-        }
-        self.compare(watched, &listed, started).await?;
-        if let Some(grace) = self.rounds.unknown_after.filter(|_| complete) {
-            let Shared { owners, sightings, .. } = &mut *self.lock();
-            sightings.note(&listed, watched.iter().map(|w| &w.id), owners, grace, self.now());
-            self.listed.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Describes one of those that no Tunnel has. When that fails, the others wait for the next round too.
+    /// Describes one of those that no Tunnel has. When AWS cannot be asked, the others wait for the next round too.
     async fn describe_unknown(&self) {
         let due = self.lock().sightings.next_due();
         let Some(id) = due else { return };
         if let Err(error) = self.owner(&id).await {
             tracing::warn!(tunnel_id = %id, %error, "AWS cannot be asked whose a tunnel is; trying again");
-            self.lock().sightings.put_off();
-        }
-    }
-
-    async fn list(&self, until: Timestamp) -> Result<Vec<Summary>, CallError> {
-        let (mut listed, mut token) = (Vec::new(), None);
-        loop {
-            let page = self.aws.list(token).await?;
-            // An empty page with a token is no end.
-            let beyond = page.summaries.last().is_some_and(|s| s.created_at < until);
-            listed.extend(page.summaries);
-            token = page.next_token;
-            if beyond || token.is_none() {
-                return Ok(listed);
-            }
-            tokio::time::sleep(SPACING).await;
-        }
-    }
-
-    /// Describes the open tunnels of the time in question, once each, for their owner tags.
-    async fn answer_searches(
-        &self,
-        searches: &[(Key, Timestamp)],
-        listed: &[Summary],
-        created: Timestamp,
-        started: Mono,
-    ) -> Result<(), CallError> {
-        let mut owned: Vec<(&Summary, Owner)> = Vec::new();
-        for summary in listed.iter().filter(|s| s.state == State::Open && s.created_at >= created) {
-            let owner = self.owner(&summary.tunnel.id).await?;
-            owned.extend(owner.filter(|o| o.cluster == self.cluster).map(|o| (summary, o)));
-        }
-        let mut state = self.lock();
-        for (key, _) in searches {
-            let found = owned
-                .iter()
-                .filter(|(_, owner)| owner.uid == key.uid && owner.namespace == key.namespace)
-                .map(|(s, owner)| Found { tunnel: s.tunnel.clone(), owner: owner.clone(), created_at: s.created_at })
-                .collect();
-            if let Some(search) = state.searches.get_mut(key) {
-                search.result = Some(Search { started, found });
-            }
-            let _ = self.wake.send(key.clone());
-        }
-        Ok(())
-    }
-
-    async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
-        if let Some(told) = self.lock().owners.get(id) {
-            return Ok(told.owner.clone());
-        }
-        let asked = self.now();
-        let described = self.aws.describe(id).await?;
-        let owner = described.owner.filter(|_| matches!(described.word, Word::Open { .. }));
-        // A tunnel that was just opened may not be known everywhere: it is asked for again.
-        if described.word != Word::NotFound {
-            self.tell(id, owner.clone(), asked);
-        }
-        tokio::time::sleep(SPACING).await;
-        Ok(owner)
-    }
-
-    /// Wakes the Tunnels whose tunnel is closed. Absence from the list proves nothing: it is described.
-    async fn compare(&self, watched: &[Watched], listed: &[Summary], started: Mono) -> Result<(), CallError> {
-        let ids: HashSet<_> = watched.iter().map(|w| &w.id).collect();
-        self.lock().heard.retain(|id, _| ids.contains(id));
-        let listed: HashMap<_, _> = listed.iter().map(|s| (&s.tunnel.id, s)).collect();
-        let mut heard = HashMap::new();
-        for Watched { id, .. } in watched {
-            let (word, asked) = match listed.get(id) {
-                Some(s) if s.state == State::Open => (Word::Open { created_at: s.created_at }, started),
-                Some(s) => (Word::Closed { created_at: s.created_at, closed_at: s.last_updated_at }, started),
-                // Openings wait for searches: the rest is described in the next round.
-                None if self.is_searching() => continue,
-                None => {
-                    let asked = self.now();
-                    let described = self.aws.describe(id).await;
-                    tokio::time::sleep(SPACING).await;
-                    let Ok(described) = described else { continue };
-                    (described.word, asked)
-                }
-            };
-            heard.insert(id, Heard { word, asked });
-        }
-        let mut state = self.lock();
-        for Watched { key, id, opened_at } in watched {
-            let Some(now) = heard.get(id) else { continue };
-            state.heard.insert(id.clone(), *now);
-            // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
-            let as_recorded = matches!(now.word, Word::Open { created_at }
-                if created_at.duration_since(*opened_at).abs() <= clock::TOLERANCE);
-            if !as_recorded || self.rounds.wake_all {
-                let _ = self.wake.send(key.clone());
+            // What is refused of one says nothing about the others.
+            if !matches!(error.kind, CallErrorKind::InvalidRequest | CallErrorKind::AccessDenied) {
+                self.lock().sightings.put_off();
             }
         }
-        Ok(())
     }
 
     fn now(&self) -> Mono {

@@ -84,13 +84,20 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<M
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io;
     use std::sync::Mutex;
 
+    /// What was logged.
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Written {
+        pub(crate) fn text(&self) -> String {
+            String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        }
+    }
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -109,7 +116,7 @@ mod tests {
             let writer = written.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
             tracing::subscriber::with_default(subscriber, || log_panic(payload, Some(Location::caller())));
-            String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+            written.text()
         };
         let (made, literal) = (log(&"the token is s3cret".to_owned()), log(&"no such lane"));
         assert!(made.contains("src/telemetry.rs:") && !made.contains("s3cret"), "{made}");

@@ -2,11 +2,11 @@
 //! server would not take.
 
 use super::*;
+use crate::telemetry::tests::Written;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::io;
 use std::sync::Mutex;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 
@@ -112,28 +112,14 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// All that the operator would log, with everything logged that may be.
 fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
-    let log = Log::default();
+    let log = Written::default();
     let writer = log.clone();
     let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
     let lines = lines.with_filter(tracing_subscriber::filter::filter_fn(crate::telemetry::may_be_logged));
     let outcome = tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), run);
-    let bytes = log.0.lock().unwrap().clone();
-    (outcome, String::from_utf8_lossy(&bytes).into_owned())
+    (outcome, log.text())
 }
 
 /// A server with one answer for everything, and a client of it. Made once for a thread: the client's TLS takes time.

@@ -3,11 +3,9 @@
 
 use super::context::Context;
 use crate::clock::Mono;
-use crate::crd::Tunnel;
 use crate::pacer::Key;
 use crate::tunnels::{CallErrorKind, TunnelRef, Word};
 use jiff::Timestamp;
-use kube::{Api, ResourceExt};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +28,7 @@ pub async fn close_all(
     loop {
         let next = tokio::select! {
             next = abandoned.recv() => next,
+            Some(_) = closing.join_next() => continue,
             () = &mut finish, if !abandoned.is_closed() => {
                 abandoned.close();
                 continue;
@@ -39,7 +38,7 @@ pub async fn close_all(
         let ctx = ctx.clone();
         closing.spawn(async move { close(&ctx, &key, &tunnel).await });
     }
-    closing.join_all().await;
+    while closing.join_next().await.is_some() {}
 }
 
 async fn close(ctx: &Context, key: &Key, tunnel: &TunnelRef) {
@@ -61,15 +60,15 @@ async fn close(ctx: &Context, key: &Key, tunnel: &TunnelRef) {
 /// Whether nothing is left to do.
 async fn try_close(ctx: &Context, key: &Key, ticket: &Key, tunnel: &TunnelRef, begun: Mono) -> bool {
     // It may have been adopted since it was given up: then it is somebody's.
-    let api: Api<Tunnel> = Api::namespaced(ctx.client.clone(), &key.namespace);
-    match ctx.api("read the Tunnel", api.get_opt(&key.name)).await {
-        Ok(Some(t)) if t.uid().as_ref() == Some(&key.uid) => match t.status.and_then(|s| s.tunnel_id) {
+    let read = ctx.read_tunnel(key).await;
+    match read.map(|read| read.map(|t| t.unwrap_or_else(|unreadable| unreadable.readable))) {
+        Ok(Some(t)) => match t.status.and_then(|s| s.tunnel_id) {
             Some(id) if id == tunnel.id.0 => return true,
             Some(_) => {}
             // Whoever searches may adopt it in the very moment of the close, and have a closed one.
             None => return false,
         },
-        Ok(_) => {}
+        Ok(None) => {}
         Err(error) => {
             tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot tell yet whether a tunnel was opened in vain");
             return false;

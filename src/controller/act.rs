@@ -93,10 +93,12 @@ impl Act<'_> {
 
     async fn read(&mut self) -> Result<(), Error> {
         let at = self.ctx.mono();
-        let read = self.ctx.api("read the Tunnel", self.tunnels().get_opt(&self.desired.key.name)).await?;
-        match read {
-            Some(tunnel) if tunnel.uid().as_ref() == Some(&self.desired.key.uid) => self.see(tunnel, at),
-            _ => self.view.gone = true,
+        match self.ctx.read_tunnel(&self.desired.key).await? {
+            Some(Ok(tunnel)) => self.see(tunnel, at),
+            // What can be read of it is enough for its end.
+            Some(Err(u)) if u.readable.metadata.deletion_timestamp.is_some() => self.see(u.readable, at),
+            Some(Err(unreadable)) => return Err(Error::Unreadable(unreadable.what)),
+            None => self.view.gone = true,
         }
         Ok(())
     }

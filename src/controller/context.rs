@@ -7,6 +7,7 @@ use super::ours::Ours;
 use super::owned::Owned;
 use super::status::Note;
 use super::validate;
+use super::watch::stored::{self, Unreadable};
 use crate::aws::Aws;
 use crate::clock::{Mono, Now};
 use crate::crd::{MANAGER, Tunnel};
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource};
 use std::future::Future;
 use std::sync::Arc;
@@ -86,6 +88,9 @@ pub enum Error {
     /// The object cannot be read.
     #[error(transparent)]
     Incomplete(#[from] validate::Incomplete),
+    /// It is no Tunnel that this operator knows.
+    #[error("the Tunnel cannot be read ({0}): correct the field, or delete the Tunnel")]
+    Unreadable(String),
     /// A bug.
     #[error("no end after {0} steps, the last one {1}: please report this as a bug")]
     Endless(usize, String),
@@ -246,6 +251,15 @@ impl Context {
         if let Some(Answer { of: AnswerOf::Open(_), tunnel, .. }) = memory.and_then(|m| m.answer) {
             let _ = self.abandoned.send((key.clone(), tunnel));
         }
+    }
+
+    /// The Tunnel as it is now, uncached, be it one that can be read or not. `None`: it is gone (one of its name may
+    /// be there).
+    pub(super) async fn read_tunnel(&self, key: &Key) -> Result<Option<Result<Tunnel, Box<Unreadable>>>, Error> {
+        let tunnels = ApiResource::erase::<Tunnel>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &tunnels);
+        let object = self.api("read the Tunnel", api.get_opt(&key.name)).await?;
+        Ok(object.filter(|object| object.metadata.uid.as_ref() == Some(&key.uid)).map(stored::read))
     }
 
     /// A request to the API server, with a time limit.

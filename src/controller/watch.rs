@@ -108,6 +108,10 @@ impl Noter {
             );
             tracing::warn!(namespace = key.namespace, name = key.name, "{note}");
             let (ctx, tunnel) = (self.ctx.clone(), tunnel.clone());
+            // Each replica logs it; one tells.
+            if !ctx.leader.leads() {
+                return Err(Box::new(tunnel));
+            }
             tokio::spawn(async move {
                 ctx.event(&tunnel, Note { warning: true, reason: "Unreadable".into(), note }).await;
             });
@@ -165,7 +169,7 @@ impl Watch {
         let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
         let stream = relist::relisting(move || watcher(api.clone(), config.clone()))
-            .default_backoff()
+            .backoff(relist::Pauses::default())
             .modify(|tunnel| tunnel.managed_fields_mut().clear())
             .filter_map(move |event| {
                 std::future::ready(match event {

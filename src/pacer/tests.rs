@@ -188,3 +188,21 @@ async fn the_queue_tells_its_depth_and_how_long_each_call_waited() {
     // The first did not wait; its second try waited since the gate shut.
     assert!((value("sum") - waited).abs() < 0.01, "{} and {waited}", value("sum"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_is_opened_by_hand_lets_all_through() {
+    let (pacer, mut woken) = pacer(1000.0);
+    pacer.take(&key("a", "1"), created(0));
+    let first = woken.recv().await.unwrap();
+    pacer.begin(&first);
+    pacer.end(&first, &limit());
+    pacer.give_back(&first);
+    assert!(pacer.gate().is_some());
+    pacer.open_gate();
+    assert!(pacer.gate().is_none());
+    while woken.try_recv().is_ok() {}
+    for name in ["2", "3"] {
+        pacer.take(&key("a", name), created(1));
+        assert_eq!(woken.recv().await.unwrap().name, name, "no probe has to be waited for");
+    }
+}

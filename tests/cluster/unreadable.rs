@@ -1,6 +1,8 @@
 //! A Tunnel that this operator cannot read (stored under a looser CRD, or with a status that somebody wrote) is
 //! told, waits, and goes when it is deleted. The others never notice.
 
+use crate::support::api_proxy::Point;
+use crate::support::aws_proxy::AwsProxy;
 use crate::support::etcd::store_tunnel;
 use crate::support::namespace::status;
 use crate::support::{LIMIT, World};
@@ -122,6 +124,14 @@ async fn delete(world: &World, name: &str) {
     any(world).delete(name, &Default::default()).await.expect("it is there");
 }
 
+async fn wait_gone(world: &World, name: &str) {
+    let deadline = Instant::now() + LIMIT;
+    while let Some(tunnel) = any(world).get_opt(name).await.expect("the API server answers") {
+        assert!(Instant::now() < deadline, "it does not go: {:?} {:?}", tunnel.metadata, tunnel.data);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn wait_closed(world: &World, tunnel: &Tunnel) {
     let id = status(tunnel).tunnel_id.as_deref().expect("an ID");
     let deadline = Instant::now() + LIMIT;
@@ -145,11 +155,7 @@ async fn a_tunnel_that_cannot_be_read_is_closed_and_goes_when_it_is_deleted() {
         spoil(&world, name, part, field, value).await;
         wait_told(&world, name, &format!("{part}.{field}")).await;
         delete(&world, name).await;
-        let deadline = Instant::now() + LIMIT;
-        while let Some(tunnel) = any(&world).get_opt(name).await.expect("the API server answers") {
-            assert!(Instant::now() < deadline, "it does not go: {:?} {:?}", tunnel.metadata, tunnel.data);
-            sleep(Duration::from_millis(50)).await;
-        }
+        wait_gone(&world, name).await;
         wait_closed(&world, &tunnel).await;
     }
     assert_eq!(world.aws.tunnels().len(), 3);
@@ -176,4 +182,22 @@ async fn where_the_api_server_takes_no_write_of_it_its_tunnel_is_closed_all_the_
     // An administrator mends it (or loosens the CRD).
     spoil(&world, "timeout", "spec", "timeout", json!({})).await;
     world.wait_no_tunnel("timeout").await;
+}
+
+#[tokio::test]
+async fn one_that_becomes_unreadable_while_its_tokens_are_in_hand_is_closed_and_goes_when_it_is_deleted() {
+    let world = World::new().await;
+    let aws = AwsProxy::start(&world.aws, None).await;
+    let mut held = aws.hold(Point::AfterCommit, |request| request.calls("OpenTunnel"));
+    let settings = world.settings().env("AWS_ENDPOINT_URL", aws.endpoint()).flag("--aws-timeout", "20s");
+    let _operator = world.operator_with(&settings.flag("--recovery-grace", "26s")).await;
+    world.apply(&plain("a")).await;
+    held.reached().await;
+    spoil(&world, "a", "spec", "secrets", json!({"name": "a"})).await;
+    wait_told(&world, "a", "spec.secrets").await;
+    held.pass();
+    delete(&world, "a").await;
+    wait_gone(&world, "a").await;
+    let tunnels = world.aws.tunnels();
+    assert_eq!(tunnels.iter().map(|t| t.status).collect::<Vec<_>>(), [TunnelStatus::Closed]);
 }

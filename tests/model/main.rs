@@ -1,5 +1,6 @@
 //! Model checking of the product's own `decide`: see docs/testing.md.
 
+mod calls;
 mod canonical;
 mod check;
 mod moves;

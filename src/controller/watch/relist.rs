@@ -1,6 +1,26 @@
 //! What a watch that failed goes on with.
 
 use futures::{Stream, StreamExt, stream};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::DefaultBackoff;
+use std::time::Duration;
+
+/// kube's pauses after failures, 0.8 s to 30 s, begun anew after two minutes without one. They are not begun anew by an
+/// event: where lists succeed and watches fail, each failure has a list before it, and all would be read every second.
+#[derive(Default)]
+pub struct Pauses(DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next()
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {}
+}
 
 /// A watch that begins anew, with a list, whenever it has failed. kube's own goes on from the resourceVersion
 /// where it was, which is not always good:
@@ -26,6 +46,17 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::runtime::WatchStreamExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn where_lists_succeed_and_watches_fail_the_pauses_grow() {
+        let begun = tokio::time::Instant::now();
+        let events = relisting(|| stream::iter([Ok("list"), Err("no watch")])).backoff(Pauses::default());
+        let failures = events.filter(|event| std::future::ready(event.is_err())).take(6).count().await;
+        // 0.8 s, doubled five times, with jitter upwards; the last failure is told before its pause.
+        assert_eq!(failures, 6);
+        assert!(begun.elapsed() >= Duration::from_millis(800 * (1 + 2 + 4 + 8 + 16)), "{:?}", begun.elapsed());
+    }
 
     #[tokio::test]
     async fn a_watch_that_failed_begins_anew() {

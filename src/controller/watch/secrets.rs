@@ -38,7 +38,7 @@ pub(super) fn start(
     let run = async move {
         let mut listed = HashSet::new();
         let events = relisting(move || watcher(api.clone(), config.clone()));
-        let events = events.default_backoff().take_until(stopped(stop));
+        let events = events.backoff(super::relist::Pauses::default()).take_until(stopped(stop));
         futures::pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
