@@ -8,7 +8,7 @@ mod support;
 
 use futures::future::join_all;
 use kube::api::PostParams;
-use opentunnel_operator::crd::{Tunnel, TunnelSpec};
+use opentunnel_api::{Tunnel, TunnelSpec};
 use std::fs;
 use std::time::{Duration, Instant};
 use support::World;

@@ -4,11 +4,10 @@
 //! OpenTunnel, which has no idempotency token, up to three times. (Credentials may be asked for again:
 //! STS and the Pod Identity agent keep the SDK's retries.) Every call has a time limit.
 
-use crate::crd::{ClientMode, OWNER_TAG, State};
 use crate::metrics::Metrics;
 use crate::tunnels::{
-    CallError, CallErrorKind, Description, DestinationConfig, Home, OpenRequest, Operation, Owner, Page, Summary,
-    Tokens, TunnelId, TunnelRef, Word, owner_of, sides,
+    CallError, CallErrorKind, Description, DestinationConfig, InAccount, Life, OpenRequest, Operation, Owner, Page,
+    Summary, Tokens, TunnelId, TunnelRef, owner_of, sides,
 };
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -18,6 +17,7 @@ use aws_sdk_iotsecuretunneling::config::retry::RetryConfig;
 use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
 use jiff::Timestamp;
+use opentunnel_api::{ClientMode, OWNER_TAG, TunnelState};
 use std::error::Error;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -78,14 +78,14 @@ impl Aws {
     }
 
     /// Whether a tunnel of this ARN (`arn:aws:iot:REGION:ACCOUNT:tunnel/ID`) is in this account and region.
-    pub fn home(&self, arn: &str) -> Home {
+    pub fn has(&self, arn: &str) -> InAccount {
         let parts: Vec<_> = arn.split(':').collect();
-        let [_, _, _, region, account, ..] = parts.as_slice() else { return Home::Unknown };
+        let [_, _, _, region, account, ..] = parts.as_slice() else { return InAccount::Unknown };
         match self.account.get() {
-            _ if *region != self.region => Home::Elsewhere,
-            Some(own) if own != account => Home::Elsewhere,
-            Some(_) => Home::Here,
-            None => Home::Unknown,
+            _ if *region != self.region => InAccount::No,
+            Some(own) if own != account => InAccount::No,
+            Some(_) => InAccount::Yes,
+            None => InAccount::Unknown,
         }
     }
 
@@ -180,7 +180,7 @@ impl Aws {
         let sent = self.client.describe_tunnel().tunnel_id(&id.0).send();
         match self.call(Operation::DescribeTunnel, sent, |out| description(&out.tunnel?)).await {
             Err(e) if e.kind == CallErrorKind::NotFound => {
-                Ok(Description { word: Word::NotFound, owner: None, tunnel: None })
+                Ok(Description { life: Life::NotFound, owner: None, tunnel: None })
             }
             described => described,
         }
@@ -201,8 +201,8 @@ impl Aws {
         Ok(page)
     }
 
-    /// UntagResource: takes the owner tag off, so that the tunnel is nobody's here any more.
-    pub async fn disown(&self, arn: &str) -> Result<(), CallError> {
+    /// UntagResource: takes the owner tag off, so that the tunnel is no Tunnel's any more.
+    pub async fn untag(&self, arn: &str) -> Result<(), CallError> {
         let sent = self.client.untag_resource().resource_arn(arn).tag_keys(OWNER_TAG).send();
         self.call(Operation::UntagResource, sent, |_| Some(())).await
     }
@@ -210,13 +210,15 @@ impl Aws {
 
 fn description(tunnel: &sdk::types::Tunnel) -> Option<Description> {
     let created_at = time(tunnel.created_at)?;
-    let word = match state(tunnel.status.as_ref())? {
-        State::Open => Word::Open { created_at },
-        State::Closed => Word::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) },
+    let life = match state(tunnel.status.as_ref())? {
+        TunnelState::Open => Life::Open { created_at },
+        TunnelState::Closed => {
+            Life::Closed { created_at, closed_at: time(tunnel.last_updated_at).unwrap_or(created_at) }
+        }
     };
     let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
     let tunnel = reference(tunnel.tunnel_id.clone(), tunnel.tunnel_arn.clone())?;
-    Some(Description { word, owner, tunnel: Some(tunnel) })
+    Some(Description { life, owner, tunnel: Some(tunnel) })
 }
 
 fn summary(summary: sdk::types::TunnelSummary) -> Option<Summary> {
@@ -250,10 +252,10 @@ fn unreadable(operation: Operation) -> CallError {
     CallError { kind: CallErrorKind::Doubt, message }
 }
 
-fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<State> {
+fn state(status: Option<&sdk::types::TunnelStatus>) -> Option<TunnelState> {
     match status? {
-        sdk::types::TunnelStatus::Open => Some(State::Open),
-        sdk::types::TunnelStatus::Closed => Some(State::Closed),
+        sdk::types::TunnelStatus::Open => Some(TunnelState::Open),
+        sdk::types::TunnelStatus::Closed => Some(TunnelState::Closed),
         _ => None,
     }
 }

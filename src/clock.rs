@@ -1,7 +1,7 @@
 //! Two clocks: the wall's, which may be wrong or set, and the process's own, which only goes on.
 
 use jiff::{SignedDuration, Timestamp};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Wall clocks that differ by less are taken for equal.
 pub const TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
@@ -25,4 +25,31 @@ pub struct Now {
     pub wall: Timestamp,
     /// By the process's own.
     pub mono: Mono,
+}
+
+/// Tells [`Mono`] since it was made: one of them in a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// It begins now.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The process's own time.
+    pub fn mono(self) -> Mono {
+        Mono(self.0.elapsed())
+    }
+
+    /// The process's own time at a moment.
+    pub fn at(self, moment: Instant) -> Mono {
+        Mono(moment.saturating_duration_since(self.0))
+    }
+
+    /// By both clocks.
+    pub fn now(self) -> Now {
+        Now { wall: Timestamp::now(), mono: self.mono() }
+    }
 }

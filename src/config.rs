@@ -1,11 +1,9 @@
 //! Flags and their twins in the environment.
 
+use crate::memory::CLAIM_LIMIT;
 use clap::{ArgAction, Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::time::Duration;
-
-/// A claim is acted on within 5 s; after that and the limit of one call, what was claimed has ended.
-const CLAIM_LIMIT: Duration = Duration::from_secs(5);
 
 /// The commands.
 #[derive(Parser, Debug)]
@@ -100,6 +98,7 @@ impl Run {
     /// # Errors
     /// A text for people.
     pub fn check(&self) -> Result<(), String> {
+        // A claim is acted on within that time; after it and the limit of one call, what was claimed has ended.
         if self.recovery_grace <= CLAIM_LIMIT + self.aws_timeout {
             return Err(format!(
                 "--recovery-grace ({:?}) must be longer than 5s + --aws-timeout ({:?}): else a tunnel that another process is just opening could be opened twice",

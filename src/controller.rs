@@ -1,37 +1,26 @@
-//! Watches Tunnels and reconciles each: the way through the code, as a table of contents.
+//! The loop: what a Tunnel shows is remembered, what there is is looked at, one step is decided and carried out, and what
+//! it came to is remembered; again and again, until there is nothing to do for now.
 
-pub mod abandoned;
-pub mod act;
-pub mod context;
-pub mod decide;
-pub mod decision;
-pub mod memories;
-pub mod memory;
-pub mod observe;
-pub mod ours;
-pub mod owned;
-pub mod scrape;
-pub mod secrets;
-pub mod status;
-pub mod validate;
-pub mod watch;
-
-use crate::crd::Tunnel;
+use crate::act::act;
+use crate::clock::Mono;
+use crate::context::Context;
+use crate::decide::decide;
+use crate::error::Error;
+use crate::event;
+use crate::facts::View;
+use crate::kubernetes::reference;
+use crate::memory::store::Kept;
 use crate::metrics::ReconcileError;
-use crate::pacer::Key;
-use crate::tunnels::Home;
-use act::Act;
-use context::{Context, Error, View};
-use decision::{Change, Decision};
+use crate::observe::{Secrets, observe};
+use crate::read::{Key, Object, read};
+use crate::step::{Outcome, Step};
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kube::{Api, Resource, ResourceExt};
-use observe::{Memory, Observed};
+use opentunnel_api::Tunnel;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// More steps than any way through [`decide`] has: a loop is a bug, and is ended as an error.
@@ -39,151 +28,117 @@ const MAX_STEPS: usize = 64;
 /// The longest pause after a reconcile that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// One reconcile: five steps, again and again, each time with one effect, until there is nothing to do
-/// for now. What is remembered of a Tunnel is taken out meanwhile: there is one reconcile at a time.
+/// One reconcile. What is kept of a Tunnel is taken out meanwhile: there is one reconcile of it at a time.
 async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let key = validate::validate(&tunnel)?.key;
-    let mut memory = ctx.memories.take(&key, ctx.mono());
-    let outcome = steps(tunnel, &ctx, &mut memory).await;
-    memory.trouble = outcome.as_ref().err().map(ToString::to_string);
+    let object = read(&tunnel)?;
+    let key = object.key.clone();
+    let mut kept = ctx.memories.take(&key, ctx.clock.mono());
+    let outcome = steps(object, &ctx, &mut kept).await;
+    kept.trouble = outcome.as_ref().err().map(ToString::to_string);
     if outcome.is_err() {
-        ctx.give_back(&key, None);
+        ctx.account.pacers.give_back(&key, None);
     }
-    if let Some(memory) = ctx.memories.put_back(&key, memory, outcome.is_err()) {
+    if let Some(memory) = ctx.memories.put_back(&key, kept, outcome.is_err()) {
         ctx.gone(&key, Some(memory));
     }
     outcome
 }
 
-async fn steps(tunnel: Arc<Tunnel>, ctx: &Context, memory: &mut Memory) -> Result<Action, Error> {
-    note_vanished(ctx, &validate::validate(&tunnel)?.key, memory);
-    let mut view = View { tunnel: newest(tunnel, memory), read_at: None, gone: false };
-    let mut secrets: Option<secrets::Read> = None;
+async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action, Error> {
+    let key = watched.key.clone();
+    let mut wiped = ctx.memories.take_wiped(&key);
+    let mut sight = Sight::new(watched, kept, wiped);
     let mut last = None;
     for _ in 0..MAX_STEPS {
-        // 1. What the object says. Needs nobody.
-        let desired = validate::validate(&view.tunnel)?;
-        // Who does not lead begins nothing, but finishes what it has in hand.
-        let term = ctx.term();
-        match term {
-            Some(since) => memory.led_since(since),
-            // It calls nobody for it: what the last call failed with is no reason to wait.
-            None if memory.in_hand(&desired) => memory.failure = None,
-            None => return Ok(stand_by(ctx, &desired)),
+        let standing = ctx.standing();
+        sight.view.wiped = wiped;
+        kept.memory.see(&sight.view, standing, ctx.clock.now());
+        let facts = observe(ctx, &sight.view, &kept.memory, kept.trouble.as_deref(), &mut sight.secrets).await?;
+        // The lead may have passed on, or something been wiped, while this was found out.
+        wiped = ctx.memories.take_wiped(&key);
+        if wiped || ctx.standing() != standing {
+            continue;
         }
-        // 2. What else there is. Reads the Secrets, unless they were read already.
-        // A deletion needs none: no trouble with Secrets may hold it up.
-        let names = match desired.deleted_at {
-            Some(_) => Vec::new(),
-            None => secrets::names(&desired, ctx.owned.names(&desired.key)),
-        };
-        if secrets.as_ref().is_none_or(|read| !read.iter().map(|(name, _)| name).eq(&names)) {
-            secrets = Some(read_secrets(ctx, &desired.key.namespace, names).await?);
+        let step = decide(&sight.view, &facts, &kept.memory, standing, &ctx.limits, ctx.clock.now());
+        tracing::debug!(?step);
+        let began = ctx.clock.mono();
+        let outcome = act(ctx, &step, &sight.view, sight.secrets.as_ref()).await;
+        kept.memory.learn(&step, &outcome, &sight.view.object, &ctx.limits, ctx.clock.now());
+        if let Some(notice) = event::after(&step, &outcome, &sight.view.object) {
+            ctx.kubernetes.publish(reference(&key.namespace, Some(&key.name), &key.uid), notice).await;
         }
-        let now = ctx.now();
-        note_vanished(ctx, &desired.key, memory);
-        memory.note(&desired, now);
-        let mut observed = observed(ctx, &desired, &view, secrets.as_deref().unwrap_or_default(), memory);
-        // What was found before this process led may have been closed by another since.
-        observed.search = observed.search.filter(|search| term.is_some_and(|since| search.started >= since));
-        // 3. What to do. Needs nobody.
-        let decision = decide::decide(&desired, &observed, &ctx.limits, now);
-        tracing::debug!(?decision);
-        let begins = matches!(
-            decision,
-            Decision::Claim(None) | Decision::Record(Change::Rotating { .. } | Change::Adopted { .. })
-        );
-        if begins && ctx.stopping.load(Ordering::Relaxed) {
-            return Ok(Action::await_change());
-        }
-        let decision = match term {
-            // It may have passed on while this was found out.
-            _ if ctx.term() != term => continue,
-            Some(_) => decision,
-            None => match memory.without_the_lead(&desired, decision) {
-                Some(decision) => decision,
-                None => return Ok(stand_by(ctx, &desired)),
-            },
-        };
-        last = Some(decision.clone());
-        // 4. Do it: one effect. 5. Where it is a status write, status.rs says what is written.
-        let mut act = Act { ctx, desired: &desired, view: &mut view, secrets: &mut secrets, memory, now };
-        if let Some(wait) = act.act(decision).await? {
-            let until = wait.until.map(|until| until.0.saturating_sub(ctx.mono().0));
+        if let Step::Wait(wait) = &step {
+            let until = wait.until.map(|until| until.0.saturating_sub(ctx.clock.mono().0));
             return Ok(until.map_or_else(Action::await_change, Action::requeue));
         }
+        sight.take(&step, outcome, began, kept)?;
+        last = Some(step);
     }
     Err(Error::Endless(MAX_STEPS, format!("{last:?}")))
 }
 
-/// Nothing is done here until this process leads: then all Tunnels are woken.
-fn stand_by(ctx: &Context, desired: &validate::Desired) -> Action {
-    ctx.give_back(&desired.key, None);
-    Action::await_change()
+/// What this reconcile has read.
+struct Sight {
+    view: View,
+    /// `None`: they are to be read (again).
+    secrets: Option<Secrets>,
 }
 
-/// Whatever was written may be gone since: wiped, or forgotten by an etcd that was restored from an older state.
-fn note_vanished(ctx: &Context, key: &Key, memory: &mut Memory) {
-    if ctx.memories.has_vanished(key) {
-        memory.saw_creation = false;
-        memory.written = None;
+impl Sight {
+    fn new(watched: Object, kept: &mut Kept, wiped: bool) -> Self {
+        // Whatever was written may be gone since: wiped, or forgotten by an etcd that was restored from an older state.
+        if wiped {
+            kept.written = None;
+        }
+        let view = View { object: newest(watched, kept), read_at: None, gone: false, wiped };
+        Self { view, secrets: None }
+    }
+
+    /// Takes over what a step, which began at `began`, has read and written.
+    fn take(&mut self, step: &Step, outcome: Outcome, began: Mono, kept: &mut Kept) -> Result<(), Error> {
+        let outdated = outcome.outdates();
+        match outcome {
+            Outcome::Failed(error) => return Err(error),
+            Outcome::Written(object) | Outcome::Read(Some(object)) | Outcome::Conflict(Some(object)) => {
+                kept.written = Some((*object).clone());
+                self.view = View { object: *object, read_at: Some(began), gone: false, wiped: false };
+            }
+            Outcome::Read(None) | Outcome::Conflict(None) => self.view.gone = true,
+            Outcome::SecretWritten(Some(written)) => {
+                let read = self.secrets.iter_mut().flatten();
+                if let Some((_, secret)) = read.into_iter().find(|(name, _)| step.secret() == Some(name)) {
+                    *secret = Some(*written);
+                }
+            }
+            _ => {}
+        }
+        if outdated.secrets {
+            self.secrets = None;
+        }
+        if outdated.tunnel {
+            self.view.read_at = None;
+        }
+        Ok(())
     }
 }
 
 /// The watch may lag behind what this process has written.
-fn newest(watched: Arc<Tunnel>, memory: &mut Memory) -> Arc<Tunnel> {
-    let version = |t: &Tunnel| t.resource_version().and_then(|v| v.parse::<u64>().ok());
-    // The write that takes the last finalizer off is answered with the resourceVersion before it: without
-    // this, the finalizer would be taken off once more.
-    let released = |t: &Tunnel| t.meta().deletion_timestamp.is_some() && t.finalizers().is_empty();
-    match memory.written.take() {
-        Some(written) if version(&written) > version(&watched) || released(&written) => {
-            memory.written = Some(written.clone());
+fn newest(watched: Object, kept: &mut Kept) -> Object {
+    let version = |object: &Object| object.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
+    match kept.written.take() {
+        // The write that takes the last finalizer off is answered with the resourceVersion before it: without
+        // this, the finalizer would be taken off once more.
+        Some(written) if version(&written) > version(&watched) || written.is_released() => {
+            kept.written = Some(written.clone());
             written
         }
         _ => watched,
     }
 }
 
-async fn read_secrets(ctx: &Context, namespace: &str, names: Vec<String>) -> Result<secrets::Read, Error> {
-    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
-    let mut read = Vec::with_capacity(names.len());
-    for name in names {
-        let secret = ctx.api("read the Secret", api.get_opt(&name)).await?;
-        read.push((name, secret));
-    }
-    Ok(read)
-}
-
-fn observed<'a>(
-    ctx: &Context,
-    desired: &validate::Desired,
-    view: &View,
-    read: &[(String, Option<Secret>)],
-    memory: &'a Memory,
-) -> Observed<'a> {
-    let answer = memory.answer.as_ref().map(|a| (a, ctx.aws.region()));
-    let mut secrets = secrets::states(read, desired, answer);
-    let former = secrets.split_off(desired.secrets.len().min(secrets.len()));
-    Observed {
-        read_at: view.read_at,
-        gone: view.gone,
-        secrets,
-        former,
-        memory,
-        search: ctx.poller.found(&desired.key),
-        home: desired.record.tunnel.as_ref().map_or(Home::Here, |t| ctx.aws.home(&t.tunnel.arn)),
-        heard: desired.record.tunnel.as_ref().and_then(|t| ctx.poller.heard(&t.tunnel.id)),
-        reads_fail: ctx.poller.failing(&desired.key),
-        open: ctx.open.turn(&desired.key),
-        close: ctx.close.turn(&desired.key),
-        rotate: ctx.rotate.turn(&desired.key),
-        gate: ctx.open.gate(),
-    }
-}
-
-fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action {
-    let errors = validate::validate(&tunnel).map_or(1, |desired| ctx.memories.errors(&desired.key));
+/// What is done about a reconcile that failed.
+pub fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action {
+    let errors = Key::of(&tunnel.metadata).map_or(1, |key| ctx.memories.errors(&key));
     let pause = Duration::from_millis(100).saturating_mul(1 << errors.min(16)).min(MAX_BACKOFF);
     tracing::warn!(
         namespace = tunnel.namespace().unwrap_or_default(),
@@ -198,9 +153,9 @@ fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Action
 /// crash, and found again as after one.
 async fn contained(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     let outcome = caught(reconcile(tunnel.clone(), ctx.clone())).await;
-    if let (Err(Error::Panic), Ok(desired)) = (&outcome, validate::validate(&tunnel)) {
-        ctx.give_back(&desired.key, None);
-        ctx.memories.put_back(&desired.key, Memory::new(false, ctx.mono()), true);
+    if let (Err(Error::Panic), Ok(key)) = (&outcome, Key::of(&tunnel.metadata)) {
+        ctx.account.pacers.give_back(&key, None);
+        ctx.memories.put_back(&key, Kept::new(false, ctx.clock.mono()), true);
     }
     outcome
 }
@@ -210,7 +165,8 @@ async fn caught<T>(reconcile: impl Future<Output = Result<T, Error>>) -> Result<
     AssertUnwindSafe(reconcile).catch_unwind().await.unwrap_or(Err(Error::Panic))
 }
 
-async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
+/// One reconcile, in a span of its own, counted, and with its panics contained.
+pub async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     use tracing::Instrument;
     let span =
         tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
@@ -237,15 +193,19 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn tunnel(version: &str, deleted: bool, finalizers: &[&str]) -> Arc<Tunnel> {
+    fn object(version: &str, deleted: bool, finalizers: &[&str]) -> Object {
         let deleted = deleted.then_some("2026-01-01T00:00:00Z");
-        let metadata = json!({"resourceVersion": version, "deletionTimestamp": deleted, "finalizers": finalizers});
-        Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": {}})).expect("a Tunnel"))
+        let metadata = json!({
+            "namespace": "edge", "name": "sensor", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "resourceVersion": version, "deletionTimestamp": deleted, "finalizers": finalizers,
+        });
+        let tunnel: Tunnel = serde_json::from_value(json!({"metadata": metadata, "spec": {}})).expect("a Tunnel");
+        read(&tunnel).expect("complete")
     }
 
-    fn seen(watched: &Arc<Tunnel>, written: &Arc<Tunnel>) -> Arc<Tunnel> {
-        let mut memory = Memory { written: Some(written.clone()), ..Memory::default() };
-        newest(watched.clone(), &mut memory)
+    fn seen(watched: &Object, written: &Object) -> Object {
+        let mut kept = Kept { written: Some(written.clone()), ..Kept::new(false, Mono::default()) };
+        newest(watched.clone(), &mut kept)
     }
 
     #[tokio::test]
@@ -265,11 +225,11 @@ mod tests {
 
     #[test]
     fn what_was_written_is_not_forgotten_while_the_watch_lags_behind() {
-        let (old, new) = (tunnel("9", false, &["f"]), tunnel("10", false, &["f"]));
-        assert_eq!(seen(&old, &new).resource_version(), new.resource_version());
-        assert_eq!(seen(&new, &old).resource_version(), new.resource_version());
+        let (old, new) = (object("9", false, &["f"]), object("10", false, &["f"]));
+        assert_eq!(seen(&old, &new).resource_version, new.resource_version);
+        assert_eq!(seen(&new, &old).resource_version, new.resource_version);
         // As the API server answers the write that takes the last finalizer off.
-        let (deleted, released) = (tunnel("11", true, &["f"]), tunnel("11", true, &[]));
-        assert!(seen(&deleted, &released).finalizers().is_empty(), "it is not taken off again");
+        let (deleted, released) = (object("11", true, &["f"]), object("11", true, &[]));
+        assert!(seen(&deleted, &released).is_released(), "it is not taken off again");
     }
 }

@@ -1,8 +1,104 @@
-//! The way to the API server.
+//! The way to the API server: its configuration, and the requests that need nothing else.
 
+use crate::error::{API_TIMEOUT, Error};
+use crate::event::Notice;
+use crate::read::Key;
+use crate::watch::stored::{self, Unreadable};
 use hyper_util::client::proxy::matcher::Matcher;
-use kube::Config;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{ApiResource, DynamicObject};
 use kube::config::InferConfigError;
+use kube::{Api, Client, Config, Resource};
+use opentunnel_api::{MANAGER, Tunnel};
+use std::future::Future;
+use std::time::Duration;
+
+/// The API server. The client repeats no request: a write whose answer was lost must be judged, not sent again.
+#[derive(Clone)]
+pub struct Kubernetes {
+    /// For requests that this file has no function for, which go through [`Kubernetes::request`].
+    pub client: Client,
+}
+
+impl Kubernetes {
+    /// With a configuration as [`infer`] has it. `watch_limit`: a watch says something, or ends, within this time.
+    ///
+    /// # Errors
+    /// The configuration cannot be used.
+    pub fn new(mut config: Config, watch_limit: Duration) -> kube::Result<Self> {
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        // A list that is never answered is made anew.
+        config.read_timeout = Some(watch_limit + Duration::from_secs(10));
+        config.reset_reader_on_write = true;
+        Ok(Self { client: Client::try_from(config)? })
+    }
+
+    /// A request, with a time limit.
+    ///
+    /// # Errors
+    /// The API server refused, or did not answer in time. `what` is said to people: "cannot {what}".
+    pub async fn request<T>(
+        &self,
+        what: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let answer = tokio::time::timeout(API_TIMEOUT, request).await.map_err(|_| Error::Timeout(what))?;
+        answer.map_err(|source| Error::Api { what, source })
+    }
+
+    /// The Tunnel as it is now, uncached, be it one that can be read or not. `None`: it is gone (another one of its
+    /// name may be there).
+    pub async fn read_tunnel(&self, key: &Key) -> Result<Option<Result<Tunnel, Box<Unreadable>>>, Error> {
+        let tunnels = ApiResource::erase::<Tunnel>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &tunnels);
+        let object = self.request("read the Tunnel", api.get_opt(&key.name)).await?;
+        Ok(object.filter(|object| object.metadata.uid.as_ref() == Some(&key.uid)).map(stored::read))
+    }
+
+    /// Publishes an Event. It is told once and may be lost: nothing depends on it. (kube's Recorder
+    /// repeats the note of an earlier Event, and fails for names of more than 236 characters.)
+    pub async fn publish(&self, regarding: ObjectReference, notice: Notice) {
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        let mut note = notice.message;
+        note.truncate(note.floor_char_boundary(1024)); // events.k8s.io/v1: at most 1 kB
+        let event = Event {
+            metadata: ObjectMeta {
+                generate_name: Some("tunnel-".into()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some(notice.reason.clone()),
+            reason: Some(notice.reason),
+            note: Some(note),
+            type_: Some(if notice.warning { "Warning" } else { "Normal" }.into()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            regarding: Some(regarding),
+            reporting_controller: Some(MANAGER.into()),
+            reporting_instance: Some(MANAGER.into()),
+            ..Event::default()
+        };
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        if let Err(error) = self.request("publish an event", api.create(&Default::default(), &event)).await {
+            tracing::debug!(%error, "an event was lost");
+        }
+    }
+}
+
+/// What an Event about a Tunnel refers to. `name`: where it is known.
+pub fn reference(namespace: &str, name: Option<&str>, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(Tunnel::api_version(&()).into()),
+        kind: Some(Tunnel::kind(&()).into()),
+        namespace: Some(namespace.to_owned()),
+        name: name.map(str::to_owned),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
 
 /// The configuration that kubectl would use, else the Pod's own, which no proxy has a part in.
 ///

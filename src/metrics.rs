@@ -6,6 +6,7 @@
 //! its first increase.
 
 mod live;
+pub mod scrape;
 
 use crate::tunnels::{CallError, CallErrorKind, Operation};
 pub use live::{ByReason, Queue, Snapshot};

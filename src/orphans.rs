@@ -1,8 +1,8 @@
 //! Orphans: open tunnels in AWS that carry this cluster's owner tag, and that no Tunnel owns. A slow sweep
 //! closes them.
 //!
-//! A Tunnel looks for its own tunnels by itself (`poller`'s searches), and who opens in vain closes what it
-//! opened. What is left is what nobody looks for any more: the Tunnel is gone (its finalizer was taken off by
+//! A Tunnel looks for its own tunnels by itself (`poller`'s searches), and whoever has opened a surplus tunnel closes
+//! it. What is left is what nobody looks for any more: the Tunnel is gone (its finalizer was taken off by
 //! hand), or it has another tunnel, and the process that knew of both has died. The sweep asks for nothing
 //! that is not there already: the poller's rounds list the tunnels anyway, and those that no Tunnel names are
 //! described for their tags, once each ([`sightings`]).
@@ -12,7 +12,8 @@
 pub mod sightings;
 pub mod sweep;
 
-use crate::tunnels::{Owner, TunnelId, TunnelRef};
+use crate::tunnels::{Owner, TunnelRef};
+use crate::whose::{Claimant, Whose, whose};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -71,48 +72,32 @@ impl Scope {
     }
 }
 
-/// A Tunnel, as far as it matters to the owner of a tunnel.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Known {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// It is being deleted.
-    pub deleting: bool,
-    /// `status.tunnelId`.
-    pub tunnel: Option<TunnelId>,
-}
-
 /// What the Tunnels of the namespace that a tag names are to the tunnel with that tag.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shown {
-    /// One of them has it, whatever its UID.
+    /// One of them names it, whatever its UID.
     Owned,
     /// None has the UID of the tag.
     Gone,
     /// The one with the UID is being deleted.
     Deleting,
-    /// The one with the UID has no tunnel (yet).
+    /// The one with the UID may adopt it.
     Opening,
     /// The one with the UID has another.
-    HasAnother(Known),
+    HasAnother(Claimant),
 }
 
 impl Shown {
     /// Reads it off the Tunnels of the namespace.
-    pub fn of(candidate: &Candidate, tunnels: impl IntoIterator<Item = Known>) -> Self {
+    pub fn of(candidate: &Candidate, tunnels: impl IntoIterator<Item = Claimant>) -> Self {
         let mut shown = Self::Gone;
-        for known in tunnels {
-            if known.tunnel.as_ref() == Some(&candidate.tunnel.id) {
-                return Self::Owned;
-            }
-            if known.uid == candidate.owner.uid {
-                shown = match &known.tunnel {
-                    _ if known.deleting => Self::Deleting,
-                    None => Self::Opening,
-                    Some(_) => Self::HasAnother(known),
-                };
+        for tunnel in tunnels {
+            match whose(&candidate.tunnel.id, &candidate.owner, &candidate.owner.cluster, &tunnel) {
+                Whose::Named => return Self::Owned,
+                Whose::Foreign => {}
+                _ if tunnel.deleting => shown = Self::Deleting,
+                Whose::Adoptable => shown = Self::Opening,
+                Whose::Surplus => shown = Self::HasAnother(tunnel),
             }
         }
         shown
@@ -143,9 +128,8 @@ pub enum Verdict {
 
 /// What becomes of a candidate. Pure.
 ///
-/// `Close` is never wrong later: a UID never comes back, and a Tunnel that has a tunnel never takes another.
-/// So it does not matter whether the Tunnel's claim names the attempt of the tag: only a Tunnel that has no
-/// tunnel opens one. (When a Tunnel may open a second after its first has ended, its claim has to count here.)
+/// `Close` is never wrong later: a UID never comes back, and a Tunnel that names another tunnel takes this one only
+/// while it claims with the attempt of the tag, which is never claimed twice.
 pub fn judge(candidate: &Candidate, scope: &Scope, shown: &Shown, by: By) -> Verdict {
     if !scope.covers(&candidate.owner) {
         return Verdict::Keep;

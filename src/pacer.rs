@@ -8,6 +8,9 @@
 //! After LimitExceededException or throttling the gate shuts: then one probe at a time goes through,
 //! after an exponential backoff with full jitter; a success opens the gate again.
 
+pub mod lanes;
+
+use crate::read::Key;
 use crate::tunnels::{CallError, CallErrorKind};
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
@@ -26,17 +29,6 @@ const MARGIN: f64 = 1.02;
 const TURN_LIMIT: Duration = Duration::from_secs(5);
 /// The longest pause between two probes of a shut gate.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-
-/// Whose ticket it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The Tunnel's namespace.
-    pub namespace: String,
-    /// The Tunnel's name.
-    pub name: String,
-    /// The Tunnel's UID: two Tunnels of the same name, one after the other, are two keys.
-    pub uid: String,
-}
 
 /// Where a Tunnel stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,15 +1,16 @@
-//! The one who asks AWS what there is. Nothing is polled per Tunnel that can be polled once: a round
-//! of ListTunnels serves all Tunnels, those whose tunnel may have been closed by somebody else and
-//! those that look for a tunnel that an earlier attempt may have opened. The sweep of orphans has no other.
+//! Asks AWS what there is. Nothing is polled per Tunnel that can be polled once: a round of ListTunnels serves all
+//! Tunnels, those whose tunnel may have been closed by somebody else and those that look for a tunnel that an earlier
+//! attempt may have opened. The sweep of orphans uses the same rounds. Every DescribeTunnel of the process goes through
+//! [`Poller::read`], which spaces them.
 
 mod round;
 
 use crate::aws::Aws;
-use crate::clock::Mono;
+use crate::clock::{Clock, Mono};
 use crate::orphans::Candidate;
-use crate::orphans::sightings::{Owners, Sightings, Told};
-use crate::pacer::Key;
-use crate::tunnels::{CallError, CallErrorKind, Heard, Owner, Search, TunnelId, Word};
+use crate::orphans::sightings::{Answer, Answers, Sightings};
+use crate::read::Key;
+use crate::tunnels::{CallError, CallErrorKind, Described, Life, Search, TunnelId};
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,8 +56,10 @@ pub struct Poller {
     aws: Aws,
     cluster: String,
     rounds: Rounds,
-    start: Instant,
+    clock: Clock,
     state: Mutex<Shared>,
+    /// When DescribeTunnel was called last.
+    last_read: tokio::sync::Mutex<Option<Instant>>,
     asked: Notify,
     listed: Notify,
     wake: mpsc::UnboundedSender<Key>,
@@ -66,13 +69,14 @@ pub struct Poller {
 struct Shared {
     searches: HashMap<Key, Searching>,
     describes: HashMap<Key, TunnelId>,
-    heard: HashMap<TunnelId, Heard>,
+    /// What AWS told last of the life of the tunnels that Tunnels name, by a listing or by DescribeTunnel.
+    described: HashMap<TunnelId, Described>,
     /// What listing fails with.
     failing: Option<CallError>,
     /// What describing a Tunnel's tunnel fails with.
     undescribed: HashMap<Key, CallError>,
-    /// Owners of open tunnels: while somebody searches, and where it is settled. Each is described once.
-    owners: Owners,
+    /// What DescribeTunnel told: while somebody searches, and where it is settled. Each tunnel is described once for it.
+    answers: Answers,
     sightings: Sightings,
 }
 
@@ -89,11 +93,32 @@ impl Searching {
 }
 
 impl Poller {
-    /// A poller for the tunnels of `cluster`, with rounds while there is something to look at. `start`
-    /// is where [`Mono`] counts from.
-    pub fn new(aws: Aws, cluster: String, rounds: Rounds, start: Instant, wake: mpsc::UnboundedSender<Key>) -> Self {
-        let (asked, listed) = (Notify::new(), Notify::new());
-        Self { aws, cluster, rounds, start, state: Mutex::default(), asked, listed, wake }
+    /// A poller for the tunnels of `cluster`, with rounds while there is something to look at.
+    pub fn new(aws: Aws, cluster: String, rounds: Rounds, clock: Clock, wake: mpsc::UnboundedSender<Key>) -> Self {
+        let (state, last_read) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { aws, cluster, rounds, clock, state, last_read, asked: Notify::new(), listed: Notify::new(), wake }
+    }
+
+    /// DescribeTunnel, when its turn has come. The answer is kept for all who ask for it later.
+    ///
+    /// # Errors
+    /// AWS refused, or did not answer.
+    pub async fn read(&self, id: &TunnelId) -> Result<Answer, CallError> {
+        let mut last = self.last_read.lock().await;
+        if let Some(at) = *last {
+            tokio::time::sleep(SPACING.saturating_sub(at.elapsed())).await;
+        }
+        *last = Some(Instant::now());
+        drop(last);
+        let asked = self.clock.mono();
+        let answer = Answer { description: self.aws.describe(id).await?, asked };
+        let mut state = self.lock();
+        state.described.insert(id.clone(), Described { life: answer.description.life, asked });
+        // A tunnel that was just opened may not be known everywhere: it is asked for again.
+        if answer.description.life != Life::NotFound {
+            state.answers.insert(id.clone(), answer.clone());
+        }
+        Ok(answer)
     }
 
     /// Asks for a search whose listing begins at `since` or later. The Tunnel is woken by its result.
@@ -116,9 +141,9 @@ impl Poller {
         self.lock().searches.get(key).and_then(|s| s.result.clone())
     }
 
-    /// AWS's last word on a tunnel.
-    pub fn heard(&self, id: &TunnelId) -> Option<Heard> {
-        self.lock().heard.get(id).copied()
+    /// What AWS told last of a tunnel's life.
+    pub fn described(&self, id: &TunnelId) -> Option<Described> {
+        self.lock().described.get(id).copied()
     }
 
     /// What reads for a Tunnel fail with at present.
@@ -143,15 +168,10 @@ impl Poller {
     /// Open tunnels with this cluster's owner tag that no Tunnel has, by the last round.
     pub fn candidates(&self) -> Vec<Candidate> {
         let (state, grace) = (self.lock(), self.rounds.unknown_after.unwrap_or(Duration::MAX));
-        state.sightings.candidates(&self.cluster, &state.owners, grace, self.now())
+        state.sightings.candidates(&self.cluster, &state.answers, grace, self.clock.mono())
     }
 
-    /// DescribeTunnel has told anew whose a tunnel is, when it was asked then.
-    pub fn tell(&self, id: &TunnelId, owner: Option<Owner>, asked: Mono) {
-        self.lock().owners.insert(id.clone(), Told { owner, asked });
-    }
-
-    /// Drops all that was heard: another process may have opened, closed and let go since.
+    /// Drops all that AWS has told: another process may open, close and untag from now on.
     pub fn forget_all(&self) {
         *self.lock() = Shared::default();
     }
@@ -228,32 +248,22 @@ impl Poller {
     async fn describe_asked(&self) -> bool {
         let mut all = true;
         for (key, id) in self.asked() {
-            let asked = self.now();
-            let told = self.aws.describe(&id).await;
-            all &= told.as_ref().err().is_none_or(|error| error.kind == CallErrorKind::InvalidRequest);
-            self.hear(&key, id, asked, told.map(|d| d.word));
+            let outcome = self.read(&id).await.map(drop);
+            let mut state = self.lock();
+            // AWS takes no such ID: that is an answer, and others wait for theirs.
+            let refused = outcome.as_ref().is_err_and(|error| error.kind == CallErrorKind::InvalidRequest);
+            if outcome.is_ok() || refused {
+                state.describes.remove(&key);
+            }
+            all &= outcome.is_ok() || refused;
+            match outcome {
+                Ok(()) => drop(state.undescribed.remove(&key)),
+                Err(error) => drop(state.undescribed.insert(key.clone(), error)),
+            }
+            drop(state);
             let _ = self.wake.send(key);
-            tokio::time::sleep(SPACING).await;
         }
         all
-    }
-
-    fn hear(&self, key: &Key, id: TunnelId, asked: Mono, told: Result<Word, CallError>) {
-        let mut state = self.lock();
-        match told {
-            Ok(word) => {
-                state.heard.insert(id, Heard { word, asked });
-                state.describes.remove(key);
-                state.undescribed.remove(key);
-            }
-            Err(error) => {
-                // AWS takes no such ID: that is an answer, and others wait for theirs.
-                if error.kind == CallErrorKind::InvalidRequest {
-                    state.describes.remove(key);
-                }
-                state.undescribed.insert(key.clone(), error);
-            }
-        }
     }
 
     /// Describes one of those that no Tunnel has. When AWS cannot be asked, the others wait for the next round too.
@@ -267,10 +277,6 @@ impl Poller {
                 self.lock().sightings.put_off();
             }
         }
-    }
-
-    fn now(&self) -> Mono {
-        Mono(self.start.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -2,8 +2,8 @@
 //! answers, and how a call can fail.
 
 use crate::clock::Mono;
-use crate::crd::{ClientMode, OWNER_TAG, State};
 use jiff::{SignedDuration, Timestamp};
+use opentunnel_api::{ClientMode, OWNER_TAG, TunnelState};
 use secrecy::{ExposeSecret, SecretString};
 use std::fmt;
 use uuid::Uuid;
@@ -156,16 +156,16 @@ pub struct Summary {
     /// Which tunnel.
     pub tunnel: TunnelRef,
     /// OPEN or CLOSED.
-    pub state: State,
+    pub state: TunnelState,
     /// When it was opened.
     pub created_at: Timestamp,
     /// When it last changed: for a closed tunnel, when it was closed.
     pub last_updated_at: Timestamp,
 }
 
-/// AWS's own word on a tunnel.
+/// What AWS tells of a tunnel's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum Life {
     /// It is open.
     Open {
         /// When it was opened.
@@ -182,7 +182,7 @@ pub enum Word {
     NotFound,
 }
 
-impl Word {
+impl Life {
     /// Whether a lifetime that ran out explains a closed tunnel: closed within a minute of
     /// createdAt + lifetime, or later.
     pub fn lifetime_ran_out(created_at: Timestamp, closed_at: Timestamp, lifetime: SignedDuration) -> bool {
@@ -194,7 +194,7 @@ impl Word {
 #[derive(Clone, Debug)]
 pub struct Description {
     /// Open or closed, since when.
-    pub word: Word,
+    pub life: Life,
     /// The value of its owner tag, where it is one of an operator.
     pub owner: Option<Owner>,
     /// ID and ARN, as AWS has them; `None`: it does not know it.
@@ -210,15 +210,15 @@ pub struct Page {
     pub next_token: Option<String>,
 }
 
-/// Where a tunnel is.
+/// Whether a tunnel is in the operator's own account and region, by its ARN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Home {
-    /// In the operator's account and region.
-    Here,
-    /// In its region; the account is not known until AWS has told any ARN.
+pub enum InAccount {
+    /// It is.
+    Yes,
+    /// It is in the region; the account is not known until AWS has told any ARN.
     Unknown,
-    /// In another.
-    Elsewhere,
+    /// It is in another.
+    No,
 }
 
 /// A completed search: open tunnels that carry the Tunnel's owner tag.
@@ -241,11 +241,11 @@ pub struct Found {
     pub created_at: Timestamp,
 }
 
-/// A word of AWS's, and when the question was asked.
+/// What AWS told of a tunnel's life, and when it was asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Heard {
-    /// What AWS said.
-    pub word: Word,
+pub struct Described {
+    /// What AWS told.
+    pub life: Life,
     /// When it was asked.
     pub asked: Mono,
 }
@@ -263,7 +263,7 @@ pub enum Operation {
     DescribeTunnel,
     /// Tells little of all tunnels.
     ListTunnels,
-    /// Takes tags off.
+    /// Takes tags off a tunnel.
     UntagResource,
 }
 

@@ -149,7 +149,7 @@ def demo(kubectl, aws, operator_log):
 
     step("The others are deleted, too")
     kubectl.show("delete", "tunnels", "--all")
-    kubectl.wait("secrets", "--selector=app.kubernetes.io/managed-by=opentunnel-operator", "--for=delete")
+    kubectl.wait("secrets", "--selector=opentunnel.dev/secret=tokens", "--for=delete")
 
     step("What AWS saw")
     calls, tunnels = aws("GET", "calls"), aws("GET", "tunnels")
@@ -185,7 +185,7 @@ def opened(aws):
 
 def access_tokens(kubectl):
     """All access tokens, by Secret. They are never printed."""
-    secrets = kubectl.json("get", "secrets", "-n", NAMESPACE, "--field-selector=type=opentunnel.dev/tunnel-tokens")
+    secrets = kubectl.json("get", "secrets", "-n", NAMESPACE, "--selector=opentunnel.dev/secret=tokens")
     return {s["metadata"]["name"]: [base64.b64decode(v).decode() for k, v in s["data"].items() if k.endswith("AccessToken")]
             for s in secrets["items"]}
 
@@ -203,7 +203,7 @@ def keep(processes, serving, aws, operator_log):
 
   The operator's log:     {operator_log}
   The emulator's state:   {aws.endpoint}/_emulator/tunnels
-  and how to break it:    emulator/README.md
+  and how to break it:    crates/emulator/README.md
 """)
     while True:
         processes.must_run()

@@ -189,9 +189,9 @@ async fn all(aws: &Aws) -> Vec<(String, Option<CallError>)> {
         outcomes.push((format!("{rotated:?}"), rotated.err()));
     }
     let described = aws.describe(&id).await;
-    if let Ok(Description { word, tunnel, .. }) = &described {
-        assert!(tunnel.as_ref().map_or(*word == Word::NotFound, fits), "{described:?}");
-        if let Word::Open { created_at } | Word::Closed { created_at, .. } = word {
+    if let Ok(Description { life, tunnel, .. }) = &described {
+        assert!(tunnel.as_ref().map_or(*life == Life::NotFound, fits), "{described:?}");
+        if let Life::Open { created_at } | Life::Closed { created_at, .. } = life {
             assert!((Timestamp::UNIX_EPOCH..LATEST).contains(created_at));
         }
     }
@@ -200,7 +200,7 @@ async fn all(aws: &Aws) -> Vec<(String, Option<CallError>)> {
     assert!(listed.as_ref().map_or(true, |page| page.summaries.iter().all(|s| fits(&s.tunnel))));
     outcomes.push((format!("{listed:?}"), listed.err()));
     // Their answers have nothing in them: 200 is enough.
-    for done in [aws.close(&id).await, aws.disown("arn").await] {
+    for done in [aws.close(&id).await, aws.untag("arn").await] {
         outcomes.push((format!("{done:?}"), done.err()));
     }
     outcomes

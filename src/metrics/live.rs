@@ -1,8 +1,8 @@
 //! What is not counted but read off, when it is asked for: the Tunnels, the queues, the process.
 
 use super::{kind, of};
-use crate::crd::Reason;
 use crate::tunnels::{CallErrorKind, Operation};
+use opentunnel_api::Reason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::EncodeMetric;

@@ -1,7 +1,7 @@
 //! The metrics and docs/metrics.md say the same.
 
 use super::*;
-use crate::crd::Reason;
+use opentunnel_api::Reason;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -3,23 +3,30 @@
 
 use super::Candidate;
 use crate::clock::Mono;
-use crate::crd::State;
-use crate::tunnels::{Owner, Summary, TunnelId, TunnelRef};
+use crate::tunnels::{Description, Life, Owner, Summary, TunnelId, TunnelRef};
 use jiff::Timestamp;
+use opentunnel_api::TunnelState;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// What a DescribeTunnel has told of a tunnel's owner.
+/// What a DescribeTunnel told.
 #[derive(Clone, Debug)]
-pub struct Told {
-    /// The owner tag, where it is one of an operator's and the tunnel is open.
-    pub owner: Option<Owner>,
+pub struct Answer {
+    /// All of it.
+    pub description: Description,
     /// When it was asked.
     pub asked: Mono,
 }
 
-/// What DescribeTunnel has told, by tunnel.
-pub type Owners = HashMap<TunnelId, Told>;
+impl Answer {
+    /// The owner tag, where it is one of an operator's and the tunnel is open.
+    pub fn owner(&self) -> Option<&Owner> {
+        self.description.owner.as_ref().filter(|_| matches!(self.description.life, Life::Open { .. }))
+    }
+}
+
+/// What DescribeTunnel told, by tunnel.
+pub type Answers = HashMap<TunnelId, Answer>;
 
 /// The open tunnels that no Tunnel has.
 #[derive(Default)]
@@ -36,15 +43,15 @@ struct Sighting {
     since: Mono,
 }
 
-/// Whoever is seen for `grace` is described: by then it is settled in AWS what its tags are, and a Tunnel that has
+/// A tunnel that is seen for `grace` is described: by then it is settled in AWS what its tags are, and a Tunnel that has
 /// just opened one has recorded it.
 impl Sightings {
     /// A complete listing, and those tunnels that Tunnels have. What is not listed any more is forgotten.
-    pub fn note<'a>(
+    pub fn update<'a>(
         &mut self,
         listed: &[Summary],
         had: impl IntoIterator<Item = &'a TunnelId>,
-        owners: &Owners,
+        answers: &Answers,
         grace: Duration,
         now: Mono,
     ) {
@@ -53,13 +60,13 @@ impl Sightings {
         for summary in listed {
             self.aws_time = self.aws_time.max(summary.created_at).max(summary.last_updated_at);
             let id = &summary.tunnel.id;
-            if summary.state == State::Open && !had.contains(id) {
+            if summary.state == TunnelState::Open && !had.contains(id) {
                 let new = || Sighting { tunnel: summary.tunnel.clone(), created_at: summary.created_at, since: now };
                 self.seen.insert(id.clone(), before.remove(id).unwrap_or_else(new));
             }
         }
         let is_due = |(id, sighting): &(&TunnelId, &Sighting)| {
-            now >= sighting.since + grace && !owners.get(id).is_some_and(|told| self.is_settled(id, told, grace))
+            now >= sighting.since + grace && !answers.get(id).is_some_and(|answer| self.is_settled(id, answer, grace))
         };
         let mut due: Vec<_> = self.seen.iter().filter(is_due).collect();
         due.sort_by_key(|(_, sighting)| sighting.created_at);
@@ -67,10 +74,10 @@ impl Sightings {
         self.due = due.into_iter().map(|(id, _)| id.clone()).collect();
     }
 
-    /// Whether what was told of a tunnel's owner holds as long as the tunnel is listed. (What was told of one
-    /// that is new to AWS may lack a tag yet.)
-    pub fn is_settled(&self, id: &TunnelId, told: &Told, grace: Duration) -> bool {
-        self.seen.get(id).is_some_and(|sighting| told.asked >= sighting.since + grace)
+    /// Whether an answer holds as long as the tunnel is listed. (That about a tunnel that is new to AWS may lack a
+    /// tag yet.)
+    pub fn is_settled(&self, id: &TunnelId, answer: &Answer, grace: Duration) -> bool {
+        self.seen.get(id).is_some_and(|sighting| answer.asked >= sighting.since + grace)
     }
 
     /// Whether there are any to describe.
@@ -89,12 +96,12 @@ impl Sightings {
     }
 
     /// Those with an owner tag of `cluster`, the oldest first.
-    pub fn candidates(&self, cluster: &str, owners: &Owners, grace: Duration, now: Mono) -> Vec<Candidate> {
+    pub fn candidates(&self, cluster: &str, answers: &Answers, grace: Duration, now: Mono) -> Vec<Candidate> {
         let candidate = |(id, sighting): (&TunnelId, &Sighting)| {
-            let told = owners.get(id).filter(|told| self.is_settled(id, told, grace))?;
+            let answer = answers.get(id).filter(|answer| self.is_settled(id, answer, grace))?;
             Some(Candidate {
                 tunnel: sighting.tunnel.clone(),
-                owner: told.owner.clone().filter(|owner| owner.cluster == cluster)?,
+                owner: answer.owner().filter(|owner| owner.cluster == cluster)?.clone(),
                 created_at: sighting.created_at,
                 aws_time: self.aws_time,
                 seen: now.0.saturating_sub(sighting.since.0),

@@ -1,10 +1,11 @@
 //! What becomes of a tunnel, for all that can be known of it; and who is described when.
 
-use super::sightings::{Owners, Sightings, Told};
+use super::sightings::{Answer, Answers, Sightings};
 use super::*;
 use crate::clock::Mono;
-use crate::crd::State;
-use crate::tunnels::{Attempt, Summary};
+use crate::read::Key;
+use crate::tunnels::{Attempt, Description, Life, Summary, TunnelId};
+use opentunnel_api::TunnelState;
 
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -40,16 +41,22 @@ fn scope(namespaces: &[&str]) -> Scope {
     Scope { cluster: "cluster".into(), namespaces, grace: GRACE }
 }
 
-fn known(uid: &str, has: Option<&str>, deleting: bool) -> Known {
-    let tunnel = has.map(|id| TunnelId(id.into()));
-    Known { name: format!("of-{uid}"), uid: uid.into(), deleting, tunnel }
+fn known(uid: &str, has: Option<&str>, deleting: bool) -> Claimant {
+    let key = Key { namespace: "edge".into(), name: format!("of-{uid}"), uid: uid.into() };
+    Claimant { key, deleting, claim: None, tunnel: has.map(|id| (TunnelId(id.into()), TunnelState::Open)) }
+}
+
+/// Its tunnel has ended, and it claims to open another under this attempt.
+fn reopening(has: &str, attempt: &str) -> Claimant {
+    let tunnel = Some((TunnelId(has.into()), TunnelState::Closed));
+    Claimant { claim: Some(Attempt(attempt.into())), tunnel, ..known("u", None, false) }
 }
 
 #[test]
 fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
     use Verdict::{Close, Keep, Look, Wait};
     let other = known("u", Some("other"), false);
-    let shown: [(&str, Vec<Known>, Shown); 10] = [
+    let shown: [(&str, Vec<Claimant>, Shown); 12] = [
         ("there are no Tunnels", vec![], Shown::Gone),
         ("others are there", vec![known("v", None, false), known("w", Some("x"), true)], Shown::Gone),
         ("it has this one", vec![known("u", Some("mine"), false)], Shown::Owned),
@@ -60,6 +67,12 @@ fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
         ("it has another, and is being deleted", vec![known("u", Some("other"), true)], Shown::Deleting),
         ("a copy of it has this one", vec![known("v", Some("mine"), false)], Shown::Owned),
         ("it has another, a copy has this", vec![other, known("v", Some("mine"), false)], Shown::Owned),
+        ("it has one that ended, and has opened this one", vec![reopening("ended", "a")], Shown::Opening),
+        (
+            "it has one that ended, and opens under another attempt",
+            vec![reopening("ended", "b")],
+            Shown::HasAnother(reopening("ended", "b")),
+        ),
     ];
     // Age by AWS, seen for: young, old by AWS but new to this process, old by both, old by its own clock alone.
     let ages = [(0, 0), (299, 299), (3600, 29), (300, 30), (0, 300), (-3600, 300)];
@@ -117,50 +130,57 @@ fn only_this_clusters_tunnels_in_watched_namespaces_are_judged() {
     }
 }
 
-fn listed(id: &str, state: State, created: i64) -> Summary {
+fn listed(id: &str, state: TunnelState, created: i64) -> Summary {
     Summary { tunnel: tunnel(id), state, created_at: time(created), last_updated_at: time(created + 1) }
 }
 
-fn described(owner: Option<Owner>, at: u64) -> Told {
-    Told { owner, asked: mono(at) }
+fn described(owner: Option<Owner>, at: u64) -> Answer {
+    told(Life::Open { created_at: time(0) }, owner, at)
+}
+
+fn told(life: Life, owner: Option<Owner>, at: u64) -> Answer {
+    Answer { description: Description { life, owner, tunnel: None }, asked: mono(at) }
 }
 
 #[test]
 fn each_unknown_tunnel_is_described_once_when_it_was_seen_for_the_grace() {
-    let open = |id, created| listed(id, State::Open, created);
-    let list = [open("had", 40), open("new", 30), open("old", 20), listed("closed", State::Closed, 10)];
+    let open = |id, created| listed(id, TunnelState::Open, created);
+    let list = [open("had", 40), open("new", 30), open("old", 20), listed("closed", TunnelState::Closed, 10)];
     let had = [TunnelId("had".into())];
-    let (mut sightings, mut owners) = (Sightings::default(), Owners::new());
-    let due = |sightings: &mut Sightings, owners: &Owners, list: &[Summary], at| {
-        sightings.note(list, &had, owners, GRACE, mono(at));
+    let (mut sightings, mut answers) = (Sightings::default(), Answers::new());
+    let due = |sightings: &mut Sightings, answers: &Answers, list: &[Summary], at| {
+        sightings.update(list, &had, answers, GRACE, mono(at));
         std::iter::from_fn(|| sightings.next_due()).map(|id| id.0).collect::<Vec<_>>()
     };
-    assert_eq!(due(&mut sightings, &owners, &list, 100), [""; 0]);
-    assert_eq!(due(&mut sightings, &owners, &list, 129), [""; 0]);
-    assert_eq!(due(&mut sightings, &owners, &list, 130), ["new", "old"]);
+    assert_eq!(due(&mut sightings, &answers, &list, 100), [""; 0]);
+    assert_eq!(due(&mut sightings, &answers, &list, 129), [""; 0]);
+    assert_eq!(due(&mut sightings, &answers, &list, 130), ["new", "old"]);
     // What a search was told when it was new says nothing for ever.
-    owners.insert(TunnelId("old".into()), described(None, 129));
-    owners.insert(TunnelId("new".into()), described(None, 130));
-    assert_eq!(due(&mut sightings, &owners, &list, 190), ["old"]);
-    owners.insert(TunnelId("old".into()), described(Some(owner("cluster", "edge", "u")), 190));
-    assert_eq!(due(&mut sightings, &owners, &list, 250), [""; 0]);
+    answers.insert(TunnelId("old".into()), described(None, 129));
+    answers.insert(TunnelId("new".into()), described(None, 130));
+    assert_eq!(due(&mut sightings, &answers, &list, 190), ["old"]);
+    answers.insert(TunnelId("old".into()), described(Some(owner("cluster", "edge", "u")), 190));
+    assert_eq!(due(&mut sightings, &answers, &list, 250), [""; 0]);
     // Nor is it remembered beyond the listing that lacks it.
-    assert_eq!(due(&mut sightings, &owners, &list[..2], 310), [""; 0]);
-    assert_eq!(due(&mut sightings, &owners, &list, 370), [""; 0]);
-    assert_eq!(due(&mut sightings, &owners, &list, 400), ["old"]);
+    assert_eq!(due(&mut sightings, &answers, &list[..2], 310), [""; 0]);
+    assert_eq!(due(&mut sightings, &answers, &list, 370), [""; 0]);
+    assert_eq!(due(&mut sightings, &answers, &list, 400), ["old"]);
 }
 
 #[test]
 fn a_candidate_has_this_clusters_tag_and_its_age_is_by_what_aws_has_told() {
-    let list = [listed("foreign", State::Open, 900), listed("mine", State::Open, 500)];
-    let (mut sightings, mut owners) = (Sightings::default(), Owners::new());
-    sightings.note(&list, [], &owners, GRACE, mono(0));
-    owners.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 29));
-    assert_eq!(sightings.candidates("cluster", &owners, GRACE, mono(60)), [], "it was described too early");
-    owners.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 30));
-    owners.insert(TunnelId("foreign".into()), described(None, 30));
-    let [only] = &sightings.candidates("cluster", &owners, GRACE, mono(60))[..] else { panic!("one candidate") };
+    let list = [listed("foreign", TunnelState::Open, 900), listed("mine", TunnelState::Open, 500)];
+    let (mut sightings, mut answers) = (Sightings::default(), Answers::new());
+    sightings.update(&list, [], &answers, GRACE, mono(0));
+    answers.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 29));
+    assert_eq!(sightings.candidates("cluster", &answers, GRACE, mono(60)), [], "it was described too early");
+    answers.insert(TunnelId("mine".into()), described(Some(owner("cluster", "edge", "u")), 30));
+    answers.insert(TunnelId("foreign".into()), described(None, 30));
+    let [only] = &sightings.candidates("cluster", &answers, GRACE, mono(60))[..] else { panic!("one candidate") };
     assert_eq!((&only.tunnel.id.0[..], only.created_at, only.aws_time), ("mine", time(500), time(901)));
     assert_eq!(only.seen, Duration::from_secs(60));
-    assert_eq!(sightings.candidates("another", &owners, GRACE, mono(60)), []);
+    assert_eq!(sightings.candidates("another", &answers, GRACE, mono(60)), []);
+    let closed = Life::Closed { created_at: time(0), closed_at: time(1) };
+    answers.insert(TunnelId("mine".into()), told(closed, Some(owner("cluster", "edge", "u")), 31));
+    assert_eq!(sightings.candidates("cluster", &answers, GRACE, mono(60)), [], "it was closed since it was listed");
 }

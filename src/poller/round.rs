@@ -2,10 +2,11 @@
 
 use super::{Poller, SPACING, Shared, Watched};
 use crate::clock::{self, Mono};
-use crate::crd::State;
-use crate::pacer::Key;
-use crate::tunnels::{CallError, Found, Heard, Owner, Search, Summary, TunnelId, Word};
+use crate::read::Key;
+use crate::tunnels::{CallError, Described, Found, Life, Owner, Search, Summary, TunnelId};
+use crate::whose::is_tagged_for;
 use jiff::{SignedDuration, Timestamp};
+use opentunnel_api::TunnelState;
 use std::collections::{HashMap, HashSet};
 
 /// A tunnel lives at most 12 hours: what is older needs no look. Ten minutes for clocks that differ.
@@ -16,7 +17,7 @@ const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 impl Poller {
     /// One listing, and what follows from it for everybody. `complete`: of all tunnels that may be open.
     pub(super) async fn round(&self, watched: &[Watched], complete: bool) -> Result<(), CallError> {
-        let started = self.now();
+        let started = self.clock.mono();
         let searches: Vec<(Key, Timestamp)> = self
             .lock()
             .searches
@@ -34,8 +35,8 @@ impl Poller {
             Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
             None => {
                 let grace = self.rounds.unknown_after.unwrap_or_default();
-                let Shared { owners, sightings, .. } = &mut *self.lock();
-                owners.retain(|id, told| sightings.is_settled(id, told, grace));
+                let Shared { answers, sightings, .. } = &mut *self.lock();
+                answers.retain(|id, answer| sightings.is_settled(id, answer, grace));
             }
         }
         if !complete {
@@ -43,8 +44,8 @@ impl Poller {
         }
         self.compare(watched, &listed, started).await?;
         if let Some(grace) = self.rounds.unknown_after {
-            let Shared { owners, sightings, .. } = &mut *self.lock();
-            sightings.note(&listed, watched.iter().map(|w| &w.id), owners, grace, self.now());
+            let Shared { answers, sightings, .. } = &mut *self.lock();
+            sightings.update(&listed, watched.iter().map(|w| &w.id), answers, grace, self.clock.mono());
             self.listed.notify_one();
         }
         Ok(())
@@ -74,15 +75,14 @@ impl Poller {
         started: Mono,
     ) -> Result<(), CallError> {
         let mut owned: Vec<(&Summary, Owner)> = Vec::new();
-        for summary in listed.iter().filter(|s| s.state == State::Open && s.created_at >= created) {
-            let owner = self.owner(&summary.tunnel.id).await?;
-            owned.extend(owner.filter(|o| o.cluster == self.cluster).map(|o| (summary, o)));
+        for summary in listed.iter().filter(|s| s.state == TunnelState::Open && s.created_at >= created) {
+            owned.extend(self.owner(&summary.tunnel.id).await?.map(|owner| (summary, owner)));
         }
         let mut state = self.lock();
         for (key, _) in searches {
             let found = owned
                 .iter()
-                .filter(|(_, owner)| owner.uid == key.uid && owner.namespace == key.namespace)
+                .filter(|(_, owner)| is_tagged_for(owner, &self.cluster, key))
                 .map(|(s, owner)| Found { tunnel: s.tunnel.clone(), owner: owner.clone(), created_at: s.created_at })
                 .collect();
             if let Some(search) = state.searches.get_mut(key) {
@@ -93,54 +93,53 @@ impl Poller {
         Ok(())
     }
 
+    /// The owner tag of an open tunnel, which was asked for once.
     pub(super) async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
-        if let Some(told) = self.lock().owners.get(id) {
-            return Ok(told.owner.clone());
-        }
-        let asked = self.now();
-        let described = self.aws.describe(id).await?;
-        let owner = described.owner.filter(|_| matches!(described.word, Word::Open { .. }));
-        // A tunnel that was just opened may not be known everywhere: it is asked for again.
-        if described.word != Word::NotFound {
-            self.tell(id, owner.clone(), asked);
-        }
-        tokio::time::sleep(SPACING).await;
-        Ok(owner)
+        let known = self.lock().answers.get(id).cloned();
+        let answer = match known {
+            Some(answer) => answer,
+            None => self.read(id).await?,
+        };
+        Ok(answer.owner().cloned())
     }
 
     /// Wakes the Tunnels whose tunnel is closed. Absence from the list proves nothing: it is described.
     async fn compare(&self, watched: &[Watched], listed: &[Summary], started: Mono) -> Result<(), CallError> {
         let ids: HashSet<_> = watched.iter().map(|w| &w.id).collect();
-        self.lock().heard.retain(|id, _| ids.contains(id));
+        self.lock().described.retain(|id, _| ids.contains(id));
         let listed: HashMap<_, _> = listed.iter().map(|s| (&s.tunnel.id, s)).collect();
-        let mut heard = HashMap::new();
+        let mut told = HashMap::new();
         for Watched { id, .. } in watched {
-            let (word, asked) = match listed.get(id) {
-                Some(s) if s.state == State::Open => (Word::Open { created_at: s.created_at }, started),
-                Some(s) => (Word::Closed { created_at: s.created_at, closed_at: s.last_updated_at }, started),
+            let described = match listed.get(id) {
+                Some(s) => Described { life: life(s), asked: started },
                 // Openings wait for searches: the rest is described in the next round.
                 None if self.is_searching() => continue,
                 None => {
-                    let asked = self.now();
-                    let described = self.aws.describe(id).await;
-                    tokio::time::sleep(SPACING).await;
-                    let Ok(described) = described else { continue };
-                    (described.word, asked)
+                    let Ok(answer) = self.read(id).await else { continue };
+                    Described { life: answer.description.life, asked: answer.asked }
                 }
             };
-            heard.insert(id, Heard { word, asked });
+            told.insert(id, described);
         }
         let mut state = self.lock();
         for Watched { key, id, opened_at } in watched {
-            let Some(now) = heard.get(id) else { continue };
-            state.heard.insert(id.clone(), *now);
+            let Some(now) = told.get(id) else { continue };
+            state.described.insert(id.clone(), *now);
             // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
-            let as_recorded = matches!(now.word, Word::Open { created_at }
+            let as_recorded = matches!(now.life, Life::Open { created_at }
                 if created_at.duration_since(*opened_at).abs() <= clock::TOLERANCE);
             if !as_recorded || self.rounds.wake_all {
                 let _ = self.wake.send(key.clone());
             }
         }
         Ok(())
+    }
+}
+
+fn life(summary: &Summary) -> Life {
+    let created_at = summary.created_at;
+    match summary.state {
+        TunnelState::Open => Life::Open { created_at },
+        TunnelState::Closed => Life::Closed { created_at, closed_at: summary.last_updated_at },
     }
 }

@@ -79,7 +79,7 @@ async fn all_reconciled(operator: &Operator, count: usize) {
     let deadline = Instant::now() + LIMIT;
     loop {
         let log = operator.log();
-        let at_rest = log.lines().filter(|line| line.contains("decision=Wait("));
+        let at_rest = log.lines().filter(|line| line.contains("step=Wait("));
         let names: HashSet<_> = at_rest.filter_map(|line| line.split("name=\"").nth(1)?.split('"').next()).collect();
         if names.len() >= count {
             return;

@@ -6,7 +6,7 @@ use crate::support::aws_proxy::AwsProxy;
 use crate::support::namespace::status;
 use crate::support::{LIMIT, World};
 use kube::api::DeleteParams;
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::{Fault, FaultKind, Operation, TunnelStatus};
 use tokio::time::timeout;
 

@@ -106,7 +106,7 @@ async fn the_deployments_probes_port_and_grace_are_the_operators() {
         assert_eq!(http_status(address, path).await, Some(200));
     }
     assert_eq!(container.args, Some(vec!["run".into()]));
-    // A call in flight, then a close of what was opened in vain; and time for the API server.
+    // A call in flight, then a close of what is surplus; and time for the API server.
     let grace = pod_spec(&world).await.termination_grace_period_seconds.expect("it is given");
     assert!(grace >= 2 * defaults().aws_timeout.as_secs() as i64 + 10, "{grace}");
 }

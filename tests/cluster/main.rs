@@ -18,6 +18,7 @@ mod restore;
 mod rights;
 mod secrecy;
 mod security;
+mod shared_secrets;
 mod soak;
 mod stale;
 mod startup;

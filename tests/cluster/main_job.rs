@@ -3,11 +3,11 @@
 use crate::support::World;
 use crate::support::audit::Write;
 use crate::support::manifests::manifest;
-use crate::support::namespace::status;
+use crate::support::namespace::{secret_names, status};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams};
-use opentunnel_operator::crd::{State, Tunnel};
+use opentunnel_api::{SecretStatus, Tunnel, TunnelState};
 use secure_tunneling_emulator::{LiveTokens, TunnelInfo, TunnelStatus};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -104,7 +104,12 @@ async fn the_secret_says_what_it_is_and_whose() {
     let tunnel = world.wait_ready("plain").await;
     let secret = world.secrets().get("plain-tokens").await.expect("a Secret");
     assert_eq!(secret.type_.as_deref(), Some("opentunnel.dev/tunnel-tokens"));
-    assert_eq!(secret.labels()["app.kubernetes.io/managed-by"], "opentunnel-operator");
+    let labels = [
+        ("app.kubernetes.io/managed-by", "opentunnel-operator"),
+        ("opentunnel.dev/secret", "tokens"),
+        ("velero.io/exclude-from-backup", "true"),
+    ];
+    assert_eq!(*secret.labels(), labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     let owners = secret.owner_references();
     assert_eq!(owners.len(), 1);
     assert_eq!((owners[0].kind.as_str(), Some(&owners[0].uid)), ("Tunnel", tunnel.metadata.uid.as_ref()));
@@ -126,10 +131,12 @@ async fn the_status_tells_all_about_the_tunnel_but_its_tokens() {
     assert_eq!(status.observed_generation, tunnel.metadata.generation);
     assert_eq!(status.tunnel_id.as_ref(), Some(&opened.tunnel_id));
     assert_eq!(status.tunnel_arn.as_ref(), Some(&opened.tunnel_arn));
-    assert_eq!(status.state, Some(State::Open));
+    assert_eq!(status.state, Some(TunnelState::Open));
     assert_eq!(status.token_generation, Some(1));
-    assert_eq!(status.secrets.as_deref(), Some(["sensor-42-tokens".to_owned()].as_slice()));
-    assert_eq!(status.tokens_digest.as_ref().map(String::len), Some(64));
+    let secret = world.secrets().get("sensor-42-tokens").await.expect("a Secret");
+    let sha256 = secret.annotations()["opentunnel.dev/data-sha256"].clone();
+    assert_eq!(sha256.len(), 64);
+    assert_eq!(status.secrets, Some(vec![SecretStatus { name: "sensor-42-tokens".into(), sha256 }]));
     let opened_at = status.opened_at.expect("openedAt");
     assert!(opened_at.duration_since(opened.created_at).abs().as_secs() <= 2, "{opened_at}");
     assert_eq!(status.expires_at.expect("expiresAt").duration_since(opened_at).as_mins(), 60);
@@ -169,7 +176,7 @@ async fn several_secrets_share_one_tunnel_and_its_tokens() {
     world.apply(&with_secrets("[{name: device, clientMode: DESTINATION}, {name: client, clientMode: SOURCE}, {name: both}, {name: client-2, clientMode: SOURCE}]")).await;
     let tunnel = world.wait_ready("a").await;
     let (opened, live) = only_tunnel(&world);
-    assert_eq!(status(&tunnel).secrets.as_deref().expect("names"), ["device", "client", "both", "client-2"]);
+    assert_eq!(secret_names(&tunnel), ["device", "client", "both", "client-2"]);
     let mut data = BTreeMap::new();
     for (name, keys) in [("device", 7), ("client", 7), ("both", 6), ("client-2", 7)] {
         let one = world.secret_data(name).await.expect("a Secret");

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use given::*;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use opentunnel_operator::crd::{OWNER_TAG, Tunnel};
+use opentunnel_api::{OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,7 +5,7 @@ use crate::support::{LIMIT, World};
 use futures::future::try_join_all;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
-use opentunnel_operator::crd::{Tunnel, TunnelSpec};
+use opentunnel_api::{Tunnel, TunnelSpec};
 use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation, Quotas};
 use std::collections::HashSet;
 use tokio::time::timeout;

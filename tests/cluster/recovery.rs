@@ -2,13 +2,13 @@
 //! tunnel is kept, and live tokens come back by rotation.
 
 use crate::support::api_proxy::{self, Point};
-use crate::support::namespace::{main_condition, status};
+use crate::support::namespace::{main_condition, secret_names, status};
 use crate::support::{LIMIT, World};
 use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use opentunnel_operator::crd::{self, Tunnel};
+use opentunnel_api::{MANAGER, Tunnel, secret};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -42,13 +42,11 @@ async fn a_lost_an_edited_and_an_immutable_secret_comes_back_by_rotation_once() 
     let _operator = world.operator_with(&world.settings().flag("--poll-interval", "1h")).await;
     world.apply(PLAIN).await;
     world.wait_ready("plain").await;
-    let label = crd::MANAGED_BY_LABEL;
     let edits = [
         json!({"stringData": {"sourceAccessToken": "edited"}}),
         json!({"data": {"sourceAccessToken": null}}),
-        json!({"stringData": {"mine": "too"}}),
         json!({"metadata": {"annotations": {"opentunnel.dev/token-generation": null}}}),
-        json!({"metadata": {"labels": {label: null}}}),
+        json!({"metadata": {"labels": {secret::LABEL: null}}}),
         json!({"immutable": true}),
     ];
     let times = edits.len() as i64;
@@ -60,9 +58,9 @@ async fn a_lost_an_edited_and_an_immutable_secret_comes_back_by_rotation_once() 
     assert_renewed(&world, times + 2).await;
 
     let secret = world.secrets().get("plain-tokens").await.expect("it is there");
-    assert_eq!(secret.labels()[label], crd::MANAGER);
+    assert_eq!(secret.labels()[secret::LABEL], secret::LABEL_VALUE);
+    assert_eq!(secret.labels()[secret::MANAGED_BY_LABEL], MANAGER);
     assert_eq!(secret.immutable, None);
-    assert!(!secret.data.expect("data").contains_key("mine"));
     assert_eq!(rotations(&world) as i64, times + 1, "each once");
 }
 
@@ -89,7 +87,7 @@ async fn a_secret_that_was_lost_or_edited_while_no_operator_ran_comes_back() {
     let _operator = world.operator().await;
     assert_renewed(&world, 4).await;
     let secret = world.secrets().get("plain-tokens").await.expect("it is there");
-    assert_eq!(secret.type_.as_deref(), Some(crd::SECRET_TYPE));
+    assert_eq!(secret.type_.as_deref(), Some(secret::TYPE));
     assert_eq!(rotations(&world), 3, "each once");
 }
 
@@ -179,7 +177,7 @@ async fn live(world: &World, tunnel: &Tunnel, secrets: &[(&str, bool, bool)]) ->
     let live = world.aws.live_tokens(status(tunnel).tunnel_id.as_ref().expect("an ID")).expect("it is open");
     let there = world.secrets().list(&Default::default()).await.expect("a list");
     for names in [
-        names(status(tunnel).secrets.clone().unwrap_or_default()),
+        names(secret_names(tunnel).into_iter().map(str::to_owned).collect()),
         names(there.iter().map(ResourceExt::name_any).collect()),
     ] {
         if names != wanted {

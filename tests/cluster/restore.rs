@@ -16,7 +16,8 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
-use opentunnel_operator::crd::{MANAGED_BY_LABEL, MANAGER, Tunnel};
+use opentunnel_api::Tunnel;
+use opentunnel_api::secret::{LABEL, LABEL_VALUE};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::json;
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl Case {
                 let live = place.world.aws.live_tokens(&held["tunnelId"]).expect("it is open");
                 assert!(held["sourceAccessToken"] != live.source, "the hole is mended: docs/outages.md may say so");
                 let restored = place.world.tunnel(NAME).await;
-                let ours = ListParams::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
+                let ours = ListParams::default().labels(&format!("{LABEL}={LABEL_VALUE}"));
                 let deleted = place.world.secrets().delete_collection(&DeleteParams::default(), &ours).await;
                 deleted.expect("they can be deleted");
                 let renewed = |t: &Tunnel| status(t).token_generation > status(&restored).token_generation;

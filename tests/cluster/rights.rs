@@ -104,7 +104,7 @@ async fn each_right_of_the_operator_is_used() {
     let tunnel = world.wait_ready("plain").await;
     let edit = json!({"stringData": {"region": "edited"}}).to_string();
     assert!(world.kubectl(&["patch", "secret", "plain-tokens", "--type=merge", "-p", &edit]).await.ok);
-    let renewed = |t: &opentunnel_operator::crd::Tunnel| {
+    let renewed = |t: &opentunnel_api::Tunnel| {
         let generation = t.status.as_ref().and_then(|s| s.token_generation);
         generation == Some(2) && main_condition(t).is_some_and(|c| c.reason == "Open")
     };

@@ -6,7 +6,6 @@ use crate::support::control_plane::repository;
 use crate::support::namespace::Namespace;
 use crate::support::operator::{Settings, http_status};
 use axum::http::StatusCode;
-use opentunnel_operator::crd;
 use serde_json::json;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -69,7 +68,7 @@ async fn without_the_crd_it_says_how_to_install_it() {
 async fn an_older_crd_is_told_with_what_it_lacks() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
-    let mut old = json!(crd::definition());
+    let mut old = json!(opentunnel_api::definition());
     let schema = &mut old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
     let status = schema["status"]["properties"].as_object_mut().expect("a schema");
     assert!(status.remove("tokenGeneration").is_some());

@@ -8,7 +8,7 @@ use crate::support::namespace::status;
 use crate::support::{LIMIT, World};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -1,24 +1,29 @@
-//! What is done with any object that the API server may show: from the watch to the status that is written. Used by
-//! the property tests and by the fuzz target (fuzz/). Panics where something happens that must not.
+//! What is done with any object that the API server may show: from the watch to the status that is written, and to what
+//! is remembered. Used by the property tests and by the fuzz target (fuzz/). Panics where something happens that must
+//! not.
 
 use super::schema;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DynamicObject;
+use opentunnel_api::{ClientMode, GENERATIONS, Reason, Tunnel, TunnelStatus};
 use opentunnel_operator::clock::{Mono, Now};
-use opentunnel_operator::controller::decide::decide;
-use opentunnel_operator::controller::decision::{Change, Decision};
-use opentunnel_operator::controller::observe::{
-    Answer, AnswerOf, Failure, Limits, Memory, Observed, Refusal, Rotation, RotationStage, SecretState, Trial,
+use opentunnel_operator::decide::decide;
+use opentunnel_operator::facts::{Facts, Limits, Standing, Turns, View};
+use opentunnel_operator::memory::{
+    Answer, AnswerOf, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Trial,
 };
-use opentunnel_operator::controller::validate::{Desired, validate};
-use opentunnel_operator::controller::watch::stored;
-use opentunnel_operator::controller::{secrets, status};
-use opentunnel_operator::crd::{ClientMode, Reason, Tunnel};
 use opentunnel_operator::pacer::Turn;
+use opentunnel_operator::read::{Object, read};
+use opentunnel_operator::record::Change;
+use opentunnel_operator::secrets::{self, FoundSecret, SecretFacts};
+use opentunnel_operator::step::{Identity, Outcome, Refusal, Step, Wait};
 use opentunnel_operator::tunnels::{
-    Attempt, Found, Heard, Home, Owner, Search, Side, Token, Tokens, TunnelId, TunnelRef, Word,
+    Attempt, CallError, CallErrorKind, Described, Found, InAccount, Life, Owner, Search, Side, Token, Tokens, TunnelId,
+    TunnelRef,
 };
+use opentunnel_operator::watch::stored;
+use opentunnel_operator::{event, status};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -56,22 +61,43 @@ pub fn any_tunnel(bytes: &[u8], seed: u64) -> bool {
 pub fn any_secret(value: Value, seed: u64) -> Option<bool> {
     let secret: Secret = serde_json::from_value(value).ok()?;
     let tunnel: Tunnel = serde_json::from_value(json!(object(json!({"spec": {}}))?)).ok()?;
-    let desired = validate(&tunnel).ok()?;
+    let object = read(&tunnel).ok()?;
     let mut dice = Dice(seed);
-    let answer = answer(&mut dice, &desired);
-    let read = [("sensor-42-tokens".to_owned(), Some(secret.clone()))];
-    let states = secrets::states(&read, &desired, Some((&answer, "us-east-1")));
+    let answer = answer(&mut dice, &object);
+    let wanted = &object.spec.secrets[0];
+    let found = secrets::found(&secret, Some(wanted));
     let owners = secret.metadata.owner_references.iter().flatten();
-    let controlled = owners.into_iter().any(|o| o.uid == desired.key.uid && o.controller == Some(true));
-    assert_eq!(states[0] != SecretState::Foreign, controlled, "{:?}", secret.metadata);
-    let kept = secrets::kept_tokens(&read, &states);
-    let digest = secrets::tokens_digest(&states);
-    assert!(digest.is_none_or(|d| d.len() <= 128));
-    hides(&format!("{states:?} {kept:?} {answer:?}"));
-    let mut memory = memory(&mut dice, &desired);
+    let controller = owners.into_iter().find(|o| o.controller == Some(true)).map(|o| o.uid.clone());
+    assert_eq!(found.controller, controller, "{:?}", secret.metadata);
+    assert_eq!(found.sha256.len(), 64);
+    hides(&format!("{found:?} {answer:?}"));
+
+    let data = secrets::data(wanted.mode, &answer.tokens, &answer.tunnel.id, "us-east-1");
+    let sha256 = secrets::sha256(&data);
+    let mut memory = remembered(&mut dice, &object);
     memory.answer = Some(answer);
-    step(&tunnel, &desired, &observed(&mut dice, &desired, &memory, states.clone()));
-    Some(controlled)
+    let facts = SecretFacts {
+        name: wanted.name.clone(),
+        found: Some(found),
+        sha256_of_answer: memory.answer.as_ref().map(|_| sha256.clone()),
+    };
+    let case = Case {
+        tunnel: &tunnel,
+        view: view(&mut dice, &object),
+        facts: self::facts(&mut dice, &object, vec![facts]),
+        memory: Memory::restore(memory),
+        standing: standing(&mut dice),
+    };
+    case.step(&mut dice);
+
+    // Whatever stood there, what is written over it is the Tunnel's, and has these tokens and no others.
+    let mut written = secrets::prepared(&object, wanted, secret);
+    secrets::fill(&mut written, data, &TunnelId("id".into()), 3);
+    let read_back = secrets::found(&written, Some(wanted));
+    assert_eq!(read_back.controller.as_ref(), Some(&object.key.uid));
+    assert_eq!((read_back.sha256, read_back.generation, read_back.mode), (sha256, 3, Some(wanted.mode)));
+    assert!(read_back.labelled && read_back.decorated);
+    Some(controller.as_ref() == Some(&object.key.uid))
 }
 
 /// Choices that depend on nothing but a number (SplitMix64).
@@ -98,66 +124,135 @@ impl Dice {
 }
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
-/// The latest that the gateway believes AWS.
+/// The latest that is believed of AWS's times.
 const LATEST: Timestamp = Timestamp::constant(221_845_391_999, 0);
+const LIMITS: Limits = Limits { aws_timeout: Duration::from_secs(20), recovery_grace: Duration::from_secs(30) };
+
+fn now() -> Now {
+    Now { wall: NOW, mono: Mono(Duration::from_secs(150)) }
+}
 
 /// Several looks at one Tunnel, in states that may have nothing to do with each other.
 fn follow(tunnel: &Tunnel, dice: &mut Dice) {
-    let Ok(desired) = validate(tunnel) else { panic!("the API server's own fields are there") };
-    hides(&format!("{desired:?}"));
-    assert!(desired.request.tags.iter().all(|(key, _)| !key.starts_with("opentunnel.dev/")));
-    assert!(!desired.secrets.is_empty());
+    let Ok(object) = read(tunnel) else { panic!("the API server's own fields are there") };
+    hides(&format!("{object:?}"));
+    assert!(object.spec.request.tags.iter().all(|(key, _)| !key.starts_with("opentunnel.dev/")));
+    assert!(!object.spec.secrets.is_empty());
     for _ in 0..8 {
-        let mut memory = memory(dice, &desired);
-        memory.note(&desired, Now { wall: NOW, mono: dice.mono() });
-        let count = secrets::names(&desired, []).len();
-        let states = (0..count).map(|_| state(dice)).collect();
-        let observed = observed(dice, &desired, &memory, states);
-        hides(&format!("{observed:?}"));
-        step(tunnel, &desired, &observed);
+        let (view, standing) = (view(dice, &object), standing(dice));
+        let mut memory = Memory::restore(remembered(dice, &object));
+        memory.see(&view, standing, Now { wall: NOW, mono: dice.mono() });
+        let owned = dice.maybe(|_| "owned".to_owned());
+        let names = secrets::names(&object, owned);
+        let secrets = names.into_iter().map(|name| SecretFacts {
+            name,
+            found: found_secret(dice, &object),
+            sha256_of_answer: memory.answer.as_ref().map(|_| "1".repeat(64)),
+        });
+        let secrets = secrets.collect();
+        let facts = facts(dice, &object, secrets);
+        Case { tunnel, view, facts, memory, standing }.step(dice);
     }
 }
 
-fn step(tunnel: &Tunnel, desired: &Desired, observed: &Observed) {
-    let limits = Limits { aws_timeout: Duration::from_secs(20), recovery_grace: Duration::from_secs(30) };
-    let now = Now { wall: NOW, mono: Mono(Duration::from_secs(150)) };
-    let decision = decide(desired, observed, &limits, now);
-    hides(&format!("{decision:?}"));
-    let at = |index: usize| observed.secrets.iter().chain(&observed.former).nth(index).expect("there is such a Secret");
-    let known = |id: &TunnelId| {
-        let memory = observed.memory;
-        desired.record.tunnel.as_ref().is_some_and(|t| t.tunnel.id == *id)
-            || memory.answer.as_ref().is_some_and(|a| a.tunnel.id == *id)
-            || observed.search.iter().flat_map(|s| &s.found).any(|f| f.tunnel.id == *id)
-    };
-    match &decision {
-        // Never a write to what is not this Tunnel's.
-        Decision::WriteSecret { index, .. } => {
-            assert!(*index < desired.secrets.len());
-            assert!(matches!(at(*index), SecretState::Missing | SecretState::Ours { .. }));
-        }
-        Decision::DeleteSecret { index } => assert!(matches!(at(*index), SecretState::Ours { .. })),
-        Decision::TryCreate { index } => assert_eq!(*at(*index), SecretState::Missing),
-        Decision::Rotate { tunnel, .. } => assert!(known(tunnel)),
-        Decision::Close { tunnel, .. } | Decision::Disown { tunnel, .. } | Decision::Abandon(tunnel) => {
-            assert!(known(&tunnel.id));
-        }
-        Decision::Record(change) => record(tunnel, desired, observed, change, now),
-        _ => {}
-    }
+/// All that one step depends on.
+struct Case<'a> {
+    tunnel: &'a Tunnel,
+    view: View,
+    facts: Facts,
+    memory: Memory,
+    standing: Standing,
 }
 
-/// What is written fits the CRD, unless something was there before that does not.
-fn record(tunnel: &Tunnel, desired: &Desired, observed: &Observed, change: &Change, now: Now) {
-    let before = tunnel.status.clone().unwrap_or_default();
-    let after = status::after(&before, change, desired, &observed.secrets, observed.memory, now);
-    let body = status::patch(&after);
-    hides(&body.to_string());
-    let note = status::event(change, &after).map(|note| format!("{} {}", note.reason, note.note));
-    hides(&note.unwrap_or_default());
-    let fitted = schema::check("spec", &json!(tunnel.spec)).is_ok() && schema::check("status", &json!(before)).is_ok();
-    if fitted && let Err(refusal) = schema::check("status", &body) {
-        panic!("the API server would refuse the status: {refusal}");
+impl Case<'_> {
+    fn step(mut self, dice: &mut Dice) {
+        hides(&format!("{:?} {:?} {:?}", self.view, self.facts, self.memory));
+        let step = decide(&self.view, &self.facts, &self.memory, self.standing, &LIMITS, now());
+        hides(&format!("{step:?}"));
+        self.check(&step);
+        let outcome = outcome(dice, &step, &self.view.object);
+        hides(&format!("{outcome:?}"));
+        let notice = event::after(&step, &outcome, &self.view.object);
+        hides(&format!("{notice:?}"));
+        self.memory.learn(&step, &outcome, &self.view.object, &LIMITS, now());
+        hides(&format!("{:?}", self.memory));
+    }
+
+    /// Never a write to a Secret that is not this Tunnel's, nor a call about a tunnel that AWS has not told to be its
+    /// own.
+    fn check(&self, step: &Step) {
+        let object = &self.view.object;
+        let secret = |name: &str| {
+            let facts = self.facts.secrets.iter().find(|s| s.name == name).expect("there is such a Secret");
+            facts.found.as_ref()
+        };
+        let is_ours = |found: &FoundSecret| found.controller.as_ref() == Some(&object.key.uid) && !found.terminating;
+        let recorded = object.record.tunnel.as_ref().map(|t| &t.reference.id);
+        let answered = self.memory.answer.as_ref().map(|a| &a.tunnel.id);
+        match step {
+            Step::WriteSecret { secret: wanted, tokens, .. } => {
+                assert!(object.spec.secrets.contains(wanted));
+                assert!(secret(&wanted.name).is_none_or(is_ours));
+                assert!(tokens.have(wanted.mode) || !matches!(self.answer_of(), Some(AnswerOf::Rotate(_))));
+            }
+            Step::DeleteSecret { name } => assert!(secret(name).is_some_and(is_ours)),
+            Step::TryCreate { secret: wanted } => assert!(secret(&wanted.name).is_none()),
+            Step::Rotate { tunnel, .. } => assert!(self.is_own(tunnel) && recorded == Some(&tunnel.id)),
+            Step::Close { tunnel, .. } | Step::Untag { tunnel, .. } => assert!(self.is_own(tunnel)),
+            Step::CloseSurplus { tunnel, .. } => assert_eq!(Some(&tunnel.id), answered),
+            Step::Identify { tunnel, .. } => {
+                assert!([recorded, answered].contains(&Some(&tunnel.id)) && !self.is_own(tunnel));
+            }
+            Step::Record(change) => self.record(change),
+            _ => {}
+        }
+        if self.standing == Standing::Finishes {
+            assert!(self.memory.is_in_hand(object) || matches!(step, Step::Wait(w) if *w == Wait::default()));
+            let calls = matches!(
+                step,
+                Step::Open { .. }
+                    | Step::Rotate { .. }
+                    | Step::Close { .. }
+                    | Step::Untag { .. }
+                    | Step::Identify { .. }
+                    | Step::Claim { new: true, .. }
+            );
+            assert!(!calls, "{step:?} without the lead");
+        }
+    }
+
+    fn answer_of(&self) -> Option<&AnswerOf> {
+        self.memory.answer.as_ref().map(|a| &a.of)
+    }
+
+    /// By AWS's own account. What the status says is no proof.
+    fn is_own(&self, tunnel: &TunnelRef) -> bool {
+        let found = self.facts.search.iter().flat_map(|s| &s.found).map(|f| &f.tunnel);
+        self.memory.owned.iter().chain(found).any(|own| own == tunnel)
+    }
+
+    /// What is written fits the CRD, unless something was there before that does not; and it is read back as what it
+    /// was rendered of.
+    fn record(&self, change: &Change) {
+        let object = &self.view.object;
+        let after = object.record.after(change, object.generation, object.spec.lifetime);
+        let status = status::render(object, change, &after, NOW);
+        let body = json!(status);
+        hides(&body.to_string());
+        let before = self.tunnel.status.clone().unwrap_or_default();
+        let is_whole = |part: &str, value: Value| schema::check(part, &value).is_ok();
+        if is_whole("spec", json!(self.tunnel.spec)) && is_whole("status", json!(before)) {
+            schema::check("status", &body).unwrap_or_else(|refusal| panic!("the API server would refuse: {refusal}"));
+        }
+        let stored: TunnelStatus = serde_json::from_value(body).expect("it is a status");
+        let tunnel = Tunnel { status: Some(stored), ..self.tunnel.clone() };
+        let read_back = read(&tunnel).expect("it is as complete as before");
+        if GENERATIONS.contains(&after.token_generation) {
+            assert_eq!(read_back.record, after, "{change:?}");
+        }
+        let written = Outcome::Written(Box::new(read_back));
+        let notice = event::after(&Step::Record(change.clone()), &written, object);
+        hides(&format!("{notice:?}"));
     }
 }
 
@@ -171,111 +266,157 @@ fn tokens() -> Tokens {
     Tokens { source: Some(side("source")), destination: Some(side("destination")) }
 }
 
-fn tunnel_ref(dice: &mut Dice, desired: &Desired) -> TunnelRef {
+fn tunnel_ref(dice: &mut Dice, object: &Object) -> TunnelRef {
     let other = TunnelRef { id: TunnelId("x".repeat(128)), arn: "a".repeat(1600) };
-    match &desired.record.tunnel {
-        Some(recorded) if dice.next(2) == 0 => recorded.tunnel.clone(),
+    match &object.record.tunnel {
+        Some(recorded) if dice.next(2) == 0 => recorded.reference.clone(),
         _ => other,
     }
 }
 
-fn attempt(dice: &mut Dice, desired: &Desired) -> Attempt {
-    let claim = desired.record.claim.clone().filter(|_| dice.next(3) > 0);
+fn attempt(dice: &mut Dice, object: &Object) -> Attempt {
+    let claim = object.record.claim.clone().filter(|_| dice.next(3) > 0);
     claim.unwrap_or_else(|| Attempt("another".into()))
 }
 
-fn answer(dice: &mut Dice, desired: &Desired) -> Answer {
-    let generation = desired.record.token_generation;
+fn answer(dice: &mut Dice, object: &Object) -> Answer {
+    let generation = object.record.token_generation;
     let of = match dice.next(3) {
-        0 => AnswerOf::Open(attempt(dice, desired)),
+        0 => AnswerOf::Open(attempt(dice, object)),
         1 => AnswerOf::Rotate(generation),
         _ => AnswerOf::Secrets(generation),
     };
-    Answer { of, tunnel: tunnel_ref(dice, desired), tokens: tokens(), at: dice.mono(), wall: dice.time() }
+    let written = dice.maybe(|_| object.spec.secrets[0].name.clone()).into_iter().collect();
+    Answer { of, tunnel: tunnel_ref(dice, object), tokens: tokens(), at: dice.mono(), wall: dice.time(), written }
 }
 
-fn memory(dice: &mut Dice, desired: &Desired) -> Memory {
+fn standing(dice: &mut Dice) -> Standing {
+    let since = Mono(Duration::from_secs(dice.of(&[0, 0, 100])));
+    dice.of(&[Standing::Leads { since }, Standing::Leads { since }, Standing::Stopping { since }, Standing::Finishes])
+}
+
+fn view(dice: &mut Dice, object: &Object) -> View {
+    let (gone, wiped) = (dice.next(10) == 0, dice.next(10) == 0);
+    View { object: object.clone(), read_at: dice.maybe(Dice::mono), gone, wiped }
+}
+
+fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
     let words = dice.of(&["", "no", "AWS's words, a kibibyte of them at the most"]);
     let modes = [ClientMode::Source, ClientMode::Destination, ClientMode::All];
     let stages = [RotationStage::Claimed, RotationStage::Lost, RotationStage::Doubt(dice.mono())];
-    Memory {
+    let ids = |dice: &mut Dice| dice.maybe(|dice| tunnel_ref(dice, object).id).into_iter().collect();
+    Remembered {
         saw_creation: dice.next(2) == 0,
         first_seen: dice.mono(),
-        attempt: dice.maybe(|dice| attempt(dice, desired)),
-        open_doubt: dice.maybe(Dice::mono),
-        rotation: dice.maybe(|dice| Rotation {
-            generation: desired.record.token_generation,
-            mode: dice.of(&modes),
-            others_live: dice.next(2) == 0,
-            stage: dice.of(&stages),
-        }),
-        answer: dice.maybe(|dice| answer(dice, desired)),
-        trial: dice.maybe(|dice| Trial {
-            at: dice.mono(),
-            refused: dice.of(&[None, Some(Refusal::NamespaceEnds), Some(Refusal::Told("w".repeat(4000)))]),
-        }),
-        late_rotation: dice.maybe(|dice| dice.next(3) as i64),
-        failure: dice.maybe(|dice| Failure {
-            reason: dice.of(&[Reason::AwsUnavailable, Reason::AccessDenied, Reason::InvalidRequest]),
-            message: words.repeat(23),
-            at: dice.mono(),
-            retry_at: dice.mono(),
-            told: dice.next(2) == 0,
-            times: 3,
-        }),
-        trouble: dice.maybe(|_| "t".repeat(5000)),
-        closed: dice.maybe(|dice| tunnel_ref(dice, desired).id).into_iter().collect(),
-        ..Memory::default()
-    }
-}
-
-fn state(dice: &mut Dice) -> SecretState {
-    match dice.next(7) {
-        0 => SecretState::Missing,
-        1 => SecretState::Foreign,
-        2 => SecretState::Terminating,
-        _ => SecretState::Ours {
-            generation: dice.of(&[0, 1, 2, i64::MAX / 4 - 1]),
-            digest: "0".repeat(64),
-            sound: dice.next(4) > 0,
-            intact: dice.next(2) == 0,
-            mode: dice.of(&[None, Some(ClientMode::Source), Some(ClientMode::All)]),
-            holds_answer: dice.next(2) == 0,
+        opening: Opening {
+            claim: None,
+            attempt: dice.maybe(|dice| attempt(dice, object)),
+            doubt: dice.maybe(Dice::mono),
+        },
+        rotating: Rotating {
+            unfinished: None,
+            own: dice.maybe(|dice| Rotation {
+                generation: object.record.token_generation,
+                mode: dice.of(&modes),
+                others_live: dice.next(2) == 0,
+                stage: dice.of(&stages),
+            }),
+            late: dice.maybe(|dice| dice.next(3) as i64),
+        },
+        ending: Ending { closed: ids(dice), foreign: ids(dice), ..Ending::default() },
+        owned: dice.maybe(|dice| tunnel_ref(dice, object)).into_iter().collect(),
+        answer: dice.maybe(|dice| answer(dice, object)),
+        backoff: Backoff {
+            failure: dice.maybe(|dice| Failure {
+                reason: dice.of(&[Reason::AwsUnavailable, Reason::AccessDenied, Reason::InvalidRequest]),
+                message: words.repeat(23),
+                at: dice.mono(),
+                retry_at: dice.mono(),
+                told: dice.next(2) == 0,
+                times: 3,
+            }),
+            trial: dice.maybe(|dice| Trial {
+                at: dice.mono(),
+                refused: dice.of(&[None, Some(Refusal::NamespaceEnds), Some(Refusal::Told("w".repeat(4000)))]),
+            }),
         },
     }
 }
 
-fn observed<'a>(dice: &mut Dice, desired: &Desired, memory: &'a Memory, mut all: Vec<SecretState>) -> Observed<'a> {
-    let former = all.split_off(desired.secrets.len().min(all.len()));
-    let words = [
-        Word::NotFound,
-        Word::Open { created_at: dice.time() },
-        Word::Closed { created_at: dice.time(), closed_at: dice.time() },
+fn found_secret(dice: &mut Dice, object: &Object) -> Option<FoundSecret> {
+    let own = Some(object.key.uid.clone());
+    (dice.next(5) > 0).then(|| FoundSecret {
+        controller: dice.of(&[own.clone(), own.clone(), own.clone(), own, Some("another".into()), None]),
+        terminating: dice.next(8) == 0,
+        generation: dice.of(&[0, 1, 2, 3, i64::MAX / 4 - 1]),
+        sha256: dice.of(&["0", "1", "2"]).repeat(64),
+        sound: dice.next(4) > 0,
+        labelled: dice.next(4) > 0,
+        decorated: dice.next(2) == 0,
+        mode: dice.of(&[None, Some(ClientMode::Source), Some(ClientMode::All)]),
+        tokens: dice.of(&[tokens(), Tokens::default()]),
+    })
+}
+
+fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
+    let lives = [
+        Life::NotFound,
+        Life::Open { created_at: dice.time() },
+        Life::Closed { created_at: dice.time(), closed_at: dice.time() },
     ];
     let found = |dice: &mut Dice| Found {
-        tunnel: tunnel_ref(dice, desired),
+        tunnel: tunnel_ref(dice, object),
         owner: Owner {
             cluster: "c".into(),
-            namespace: desired.key.namespace.clone(),
-            uid: desired.key.uid.clone(),
-            attempt: attempt(dice, desired),
+            namespace: object.key.namespace.clone(),
+            uid: object.key.uid.clone(),
+            attempt: attempt(dice, object),
         },
         created_at: dice.time(),
     };
-    let turns = [Turn::None, Turn::Waiting, Turn::Granted];
-    Observed {
-        read_at: dice.maybe(Dice::mono),
-        gone: dice.next(10) == 0,
-        secrets: all,
-        former,
-        memory,
+    let turns = [Turn::None, Turn::Waiting, Turn::Granted, Turn::Granted];
+    Facts {
+        fresh_attempt: Attempt("fresh".into()),
+        secrets,
         search: dice.maybe(|dice| Search { started: dice.mono(), found: dice.maybe(found).into_iter().collect() }),
-        home: dice.of(&[Home::Here, Home::Here, Home::Unknown, Home::Elsewhere]),
-        heard: dice.maybe(|dice| Heard { word: dice.of(&words), asked: dice.mono() }),
+        in_account: dice.of(&[InAccount::Yes, InAccount::Yes, InAccount::Unknown, InAccount::No]),
+        described: dice.maybe(|dice| Described { life: dice.of(&lives), asked: dice.mono() }),
         reads_fail: None,
-        open: dice.of(&turns),
-        close: dice.of(&turns),
-        rotate: dice.of(&turns),
+        turns: Turns { open: dice.of(&turns), close: dice.of(&turns), rotate: dice.of(&turns) },
         gate: None,
+        trouble: dice.maybe(|_| "t".repeat(5000)),
+    }
+}
+
+/// What a step may come to.
+fn outcome(dice: &mut Dice, step: &Step, object: &Object) -> Outcome {
+    let kinds = [
+        CallErrorKind::LimitExceeded,
+        CallErrorKind::Throttled,
+        CallErrorKind::AccessDenied,
+        CallErrorKind::InvalidRequest,
+        CallErrorKind::NotFound,
+        CallErrorKind::Unreachable,
+        CallErrorKind::Doubt,
+    ];
+    let error = dice.maybe(|dice| CallError { kind: dice.of(&kinds), message: "AWS's words".into() });
+    let called = dice.mono();
+    match step {
+        Step::Open { .. } => {
+            Outcome::Opened { called, answer: error.map_or_else(|| Ok((tunnel_ref(dice, object), tokens())), Err) }
+        }
+        Step::Rotate { .. } => Outcome::Rotated { called, answer: error.map_or_else(|| Ok(tokens()), Err) },
+        Step::Close { .. } | Step::Untag { .. } => Outcome::Parted(error.map_or(Ok(()), Err)),
+        Step::Identify { tunnel, .. } => {
+            let identity = dice.of(&[Identity::Own(tunnel.clone()), Identity::Foreign, Identity::NotFound]);
+            Outcome::Identified(error.map_or(Ok(identity), Err))
+        }
+        Step::TryCreate { .. } => Outcome::Tried(dice.maybe(|_| Refusal::Told("w".repeat(4000)))),
+        Step::WriteSecret { .. } => Outcome::SecretWritten(dice.maybe(|_| Box::default())),
+        Step::Claim { .. } | Step::RestoreFinalizer | Step::RemoveFinalizer | Step::Record(_) => match dice.next(3) {
+            0 => Outcome::Conflict(dice.maybe(|_| Box::new(object.clone()))),
+            _ => Outcome::Written(Box::new(object.clone())),
+        },
+        _ => Outcome::Done,
     }
 }

@@ -53,6 +53,9 @@ fn what_is_spoilt_was_whole() {
     let mut long = values::tunnel();
     long["status"]["conditions"][0]["message"] = json!("x".repeat(32_769));
     assert!(schema::check("status", &long["status"]).is_err());
+    let mut twice = values::tunnel();
+    twice["spec"]["secrets"][1]["name"] = json!("a");
+    assert!(schema::check("spec", &twice["spec"]).is_err());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Whether the API server would take a value, by the CRD's own schema: types, lengths, ranges, formats.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
-use opentunnel_operator::crd;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use serde_json::Value;
 use std::sync::OnceLock;
 
@@ -9,7 +10,7 @@ use std::sync::OnceLock;
 pub fn check(part: &str, value: &Value) -> Result<(), String> {
     static ROOT: OnceLock<JSONSchemaProps> = OnceLock::new();
     let root = ROOT.get_or_init(|| {
-        let version = crd::definition().spec.versions.swap_remove(0);
+        let version = opentunnel_api::definition().spec.versions.swap_remove(0);
         version.schema.and_then(|s| s.open_api_v3_schema).expect("a schema")
     });
     fits(&root.properties.as_ref().expect("properties")[part], value, part)
@@ -51,8 +52,14 @@ fn fits(schema: &JSONSchemaProps, value: &Value, at: &str) -> Result<(), String>
                     fits(schema, item, &format!("{at}[{n}]"))?;
                 }
             }
-            let set = schema.x_kubernetes_list_type.as_deref() == Some("set");
-            if set && items.iter().enumerate().any(|(n, item)| items[..n].contains(item)) {
+            let keys = schema.x_kubernetes_list_map_keys.as_deref().unwrap_or_default();
+            let key = |item: &Value| match schema.x_kubernetes_list_type.as_deref() {
+                Some("set") => Some(vec![item.clone()]),
+                Some("map") => Some(keys.iter().map(|key| item[key].clone()).collect()),
+                _ => None,
+            };
+            let keys: Vec<_> = items.iter().filter_map(key).collect();
+            if keys.iter().enumerate().any(|(n, key)| keys[..n].contains(key)) {
                 return wrong("twice the same");
             }
         }
@@ -62,8 +69,15 @@ fn fits(schema: &JSONSchemaProps, value: &Value, at: &str) -> Result<(), String>
                     return wrong(&format!("{name} is missing"));
                 }
             }
+            if !within(fields.len(), schema.min_properties, schema.max_properties) {
+                return wrong("its number of fields");
+            }
+            let of_any = match &schema.additional_properties {
+                Some(JSONSchemaPropsOrBool::Schema(of_any)) => Some(&**of_any),
+                _ => None,
+            };
             for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-                match schema.properties.as_ref().and_then(|p| p.get(name)) {
+                match schema.properties.as_ref().and_then(|p| p.get(name)).or(of_any) {
                     Some(schema) => fits(schema, value, &format!("{at}.{name}"))?,
                     None => return wrong(&format!("no field {name}: it would be dropped")),
                 }

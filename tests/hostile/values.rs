@@ -19,13 +19,17 @@ pub fn tunnel() -> Value {
         "spec": {
             "description": "ssh", "destination": {"thingName": "sensor-42", "services": ["SSH", "RDP"]},
             "tags": [{"key": "team", "value": "edge"}], "timeout": {"maxLifetimeTimeoutMinutes": 60},
-            "secrets": [{"name": "a", "clientMode": "SOURCE"}, {"name": "b", "clientMode": "ALL"}],
+            "secrets": [
+                {"name": "a", "clientMode": "SOURCE", "labels": {"team": "edge"}, "annotations": {"a.b/c": "d"}},
+                {"name": "b", "clientMode": "ALL"},
+            ],
             "deletionPolicy": "Retain",
         },
         "status": {
             "observedGeneration": 1, "tunnelId": "id", "tunnelArn": "arn:aws:iot:us-east-1:123456789012:tunnel/id",
             "state": "OPEN", "openedAt": "2027-01-15T07:00:00Z", "expiresAt": "2027-01-15T08:30:00Z",
-            "secrets": ["a", "b"], "tokenGeneration": 3, "tokensDigest": "0".repeat(128),
+            "secrets": [{"name": "a", "sha256": "0".repeat(64)}, {"name": "b", "sha256": "0".repeat(64)}],
+            "tokenGeneration": 3,
             "conditions": [condition("Ready"), condition("Reconciling")],
         },
     })
@@ -40,7 +44,8 @@ pub fn secret() -> Value {
     json!({
         "metadata": {
             "name": "sensor-42-tokens", "namespace": "edge", "uid": "u", "resourceVersion": "9",
-            "labels": {"app.kubernetes.io/managed-by": "opentunnel-operator"}, "ownerReferences": [owner],
+            "labels": {"app.kubernetes.io/managed-by": "opentunnel-operator", "opentunnel.dev/secret": "tokens"},
+            "ownerReferences": [owner],
             "annotations": {"opentunnel.dev/token-generation": "3", "opentunnel.dev/tunnel-id": "id",
                 "opentunnel.dev/data-sha256": "0".repeat(64)},
             "deletionTimestamp": null,

@@ -15,11 +15,27 @@ impl World {
             }
             self.operators[i].round(standby);
         }
+        // Its memory shows by now that it leads.
+        let seen = |leader: u8, world: &Self| {
+            let memory = world.operators[usize::from(leader)].memory.as_ref();
+            memory.is_none_or(|memory| memory.first_seen <= world.leads_for)
+        };
+        if self.leader.flatten().is_none_or(|leader| seen(leader, &self)) {
+            self.leads_for = OLD;
+        }
+        // What is left to go wrong says whether a tunnel's age matters.
+        if self.left.lag == 0 && !self.operators.iter().any(|o| matches!(o.described, Some((_, Life::NotFound, _)))) {
+            self.tunnels.iter_mut().for_each(|t| t.age = OLD);
+        }
+        self.calls.iter_mut().filter(|c| c.by.is_none()).for_each(|c| c.called = 0);
         self.forget_what_nobody_knows();
         let hash = |n: usize| {
             let mut hasher = FixedState::default().build_hasher();
             (&self.operators[n], self.leader == Some(Some(n as u8))).hash(&mut hasher);
-            self.calls.iter().filter(|c| c.by == Some(n as u8)).for_each(|c| (c.of, c.age, c.result).hash(&mut hasher));
+            self.calls
+                .iter()
+                .filter(|c| c.by == Some(n as u8))
+                .for_each(|c| (c.of, c.age, c.called, c.result).hash(&mut hasher));
             hasher.finish()
         };
         if hash(1) < hash(0) {
@@ -42,9 +58,11 @@ impl World {
     fn forget_what_nobody_knows(&mut self) {
         let there: Vec<u8> = self.tunnels.iter().map(|t| t.id).collect();
         for memory in self.operators.iter_mut().filter_map(|o| o.memory.as_mut()) {
-            memory.closed.retain(|id| there.contains(id));
-            memory.closed.sort_unstable();
-            memory.closed.dedup();
+            for ids in [&mut memory.closed, &mut memory.foreign, &mut memory.owned] {
+                ids.retain(|id| there.contains(id));
+                ids.sort_unstable();
+                ids.dedup();
+            }
         }
         let closed: Vec<Tunnel> = self.tunnels.iter().filter(|t| !t.open).cloned().collect();
         if closed.is_empty() {
@@ -52,15 +70,19 @@ impl World {
         }
         self.tunnels.retain(|t| t.open);
         let mut known = Vec::new();
-        // What only a memory of closed tunnels, or a Secret, says of one is nothing that a decision depends on.
+        // What only a memory of tunnels, or a Secret, says of one is nothing that a decision depends on.
         let mut mute = self.clone();
-        mute.operators.iter_mut().filter_map(|o| o.memory.as_mut()).for_each(|m| m.closed.clear());
+        for memory in mute.operators.iter_mut().filter_map(|o| o.memory.as_mut()) {
+            [&mut memory.closed, &mut memory.foreign, &mut memory.owned].into_iter().for_each(Vec::clear);
+        }
         visit(&mut mute, Kind::Tunnel, &mut |id| known.push(*id));
         self.tunnels.extend(closed.into_iter().filter(|t| known.contains(&t.id)));
         self.tunnels.sort_by_key(|t| t.id);
         let there: Vec<u8> = self.tunnels.iter().map(|t| t.id).collect();
         for memory in self.operators.iter_mut().filter_map(|o| o.memory.as_mut()) {
-            memory.closed.retain(|id| there.contains(id));
+            [&mut memory.closed, &mut memory.foreign, &mut memory.owned]
+                .into_iter()
+                .for_each(|ids| ids.retain(|id| there.contains(id)));
         }
     }
 }
@@ -78,10 +100,12 @@ impl Operator {
                 rotation: m.rotation.filter(|(.., stage)| matches!(stage, Stage::Doubt(_))),
                 late_rotation: m.late_rotation,
                 closed: std::mem::take(&mut m.closed),
+                foreign: std::mem::take(&mut m.foreign),
+                owned: std::mem::take(&mut m.owned),
                 written: m.written.take(),
                 ..Mem::default()
             };
-            (self.search, self.searching, self.heard) = (None, false, None);
+            (self.search, self.searching, self.described) = (None, false, None);
         }
         // The watch has caught up.
         if let (Some(written), Some(watched)) = (&m.written, &self.watched) {
@@ -112,13 +136,13 @@ impl Operator {
         }
         m.failure.iter_mut().for_each(|(_, age, _)| *age = (*age).min(1));
         m.trial = m.trial.filter(|age| *age == 0);
-        match &mut self.heard {
-            Some((_, false, age)) => *age = 0,
-            Some((_, true, age)) if m.expired.is_some_and(|since| *age <= since) => {
+        match &mut self.described {
+            Some((_, Life::Closed, age)) => *age = 0,
+            Some((_, Life::Open, age)) if m.expired.is_some_and(|since| *age <= since) => {
                 *age = (*age).min(1);
                 m.expired = m.expired.map(|since| since.min(1));
             }
-            Some((_, true, age)) if *age > 0 => self.heard = None,
+            Some((_, Life::Open, age)) if *age > 0 => self.described = None,
             _ => {}
         }
         let Some(reconcile) = &mut self.reconcile else { return };
@@ -203,8 +227,8 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
             CallOf::Open { attempt, .. } if kind == Kind::Attempt => f(attempt),
             CallOf::Rotate { tunnel, .. }
             | CallOf::Close { tunnel }
-            | CallOf::Disown { tunnel }
-            | CallOf::CloseInVain { tunnel }
+            | CallOf::Untag { tunnel }
+            | CallOf::CloseSurplus { tunnel }
                 if kind == Kind::Tunnel =>
             {
                 f(tunnel);
@@ -212,6 +236,9 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
             _ => {}
         }
         if let Some(CallResult::Done(d)) = &mut call.result {
+            data(d, f);
+        }
+        if let CallOf::Rotate { others: Some(d), .. } = &mut call.of {
             data(d, f);
         }
     }
@@ -223,8 +250,11 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
         }
         if kind == Kind::Tunnel {
             operator.search.iter_mut().for_each(|(_, found)| found.iter_mut().for_each(&mut *f));
-            operator.heard.iter_mut().for_each(|(id, ..)| f(id));
-            operator.in_vain.iter_mut().for_each(|(_, id)| f(id));
+            operator.described.iter_mut().for_each(|(id, ..)| f(id));
+            operator.surplus.iter_mut().for_each(|(.., id)| f(id));
+        }
+        if kind == Kind::Attempt {
+            operator.surplus.iter_mut().for_each(|(_, attempt, _)| f(attempt));
         }
         let Some(m) = &mut operator.memory else { continue };
         m.written.iter_mut().for_each(|o| object(o, f));
@@ -236,7 +266,9 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
                     f(attempt);
                 }
             }
-            Kind::Tunnel => m.closed.iter_mut().for_each(&mut *f),
+            Kind::Tunnel => {
+                [&mut m.closed, &mut m.foreign, &mut m.owned].into_iter().flatten().for_each(&mut *f);
+            }
             _ => {}
         }
         m.answer.iter_mut().for_each(|a| data(&mut a.data, f));

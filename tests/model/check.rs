@@ -2,11 +2,11 @@
 
 use crate::moves::TELLS;
 use crate::next::calm;
-use crate::operator::{Specs, is_intact};
+use crate::operator::Specs;
 use crate::rules::Rules;
 use crate::search::Fingerprints;
 use crate::world::*;
-use opentunnel_operator::crd::Reason;
+use opentunnel_api::Reason;
 
 /// More steps than any way to rest has.
 const MAX_STEPS: usize = 400;
@@ -30,9 +30,13 @@ fn try_end(world: &World, rules: &Rules, specs: Specs, well: &mut Fingerprints) 
             well.extend(way);
             return Ok(());
         }
+        // It is asked again and again whose the tunnel is that somebody has written in; nothing is written.
+        if world.forged && way.contains(&print) {
+            return at_rest(&world, rules, specs).map_or(Ok(()), |wrong| Err((format!("{wrong}: {world:#?}"), labels)));
+        }
         way.push(print);
         let Some(next) = calm(&world, rules, specs) else {
-            return match at_rest(&world, specs) {
+            return match at_rest(&world, rules, specs) {
                 None => {
                     well.extend(way);
                     Ok(())
@@ -51,8 +55,8 @@ fn try_end(world: &World, rules: &Rules, specs: Specs, well: &mut Fingerprints) 
 }
 
 /// Nothing happens any more: is it as it should be?
-fn at_rest(world: &World, specs: Specs) -> Option<&'static str> {
-    let open: Vec<&Tunnel> = world.tunnels.iter().filter(|t| t.open && !t.disowned).collect();
+fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
+    let open: Vec<&Tunnel> = world.tunnels.iter().filter(|t| t.open && !t.untagged && t.uid != 0).collect();
     let Some(object) = &world.object else {
         let owned = world.secrets.iter().flatten().any(|s| s.owner.is_some());
         return match open.as_slice() {
@@ -63,6 +67,10 @@ fn at_rest(world: &World, specs: Specs) -> Option<&'static str> {
     };
     if object.deleted {
         return Some("a deletion hangs");
+    }
+    // What its Secrets hold is for the tunnel that it had. That nobody else's is touched is seen elsewhere.
+    if world.forged {
+        return None;
     }
     let wanted = specs[usize::from(object.spec)];
     let secret = |name: u8| world.secrets[usize::from(name)].as_ref();
@@ -75,6 +83,7 @@ fn at_rest(world: &World, specs: Specs) -> Option<&'static str> {
         ([t], _) if Some(t.id) != object.tunnel => Some("a tunnel stays open that its Tunnel does not name"),
         ([], Some(Reason::Expired | Reason::Closed)) if !world.may_end => Some("it has ended, though nobody ended it"),
         ([], Some(Reason::Expired | Reason::Closed)) if (0..3).any(owned) => Some("it has ended, and dead tokens stay"),
+        ([], Some(Reason::Expired | Reason::Closed)) if rules.reopens => Some("it has ended, though another is wanted"),
         ([], Some(Reason::Expired | Reason::Closed)) => None,
         (_, Some(Reason::SecretConflict)) if conflict => None,
         ([], _) => Some("it has no tunnel"),
@@ -90,4 +99,11 @@ fn at_rest(world: &World, specs: Specs) -> Option<&'static str> {
             (!wanted.iter().all(live)).then_some("it is Ready, and its Secrets hold dead tokens")
         }
     }
+}
+
+/// Whether a Secret is as it was recorded.
+fn is_intact(object: &Object, name: u8, secret: &Secret) -> bool {
+    secret.owner == Some(object.uid)
+        && secret.sound
+        && object.kept.iter().flatten().any(|(kept, data)| *kept == name && *data == secret.data)
 }

@@ -6,6 +6,9 @@ use crate::operator::{self, Specs};
 use crate::rules::Rules;
 use crate::users::users;
 use crate::world::*;
+use opentunnel_operator::orphans::{self, By, Candidate, MIN_AGE, Scope, Shown};
+use opentunnel_operator::surplus::{self, Verdict};
+use std::time::Duration;
 
 /// All that can happen, faults and users among it.
 pub fn all(world: &World, rules: &Rules, specs: Specs) -> Vec<Next> {
@@ -20,11 +23,11 @@ pub fn all(world: &World, rules: &Rules, specs: Specs) -> Vec<Next> {
                 out.next.extend(faults.into_iter().filter_map(step));
             }
         }
-        own(world, i, rules, &mut out);
+        own(world, i, rules, specs, &mut out);
         faults(world, i, &mut out);
     }
-    calls(world, rules, true, &mut out);
-    others(world, rules, &mut out);
+    calls(world, rules, specs, true, &mut out);
+    others(world, rules, specs, &mut out);
     time(world, &mut out);
     users(world, specs, &mut out);
     out.next
@@ -33,9 +36,9 @@ pub fn all(world: &World, rules: &Rules, specs: Specs) -> Vec<Next> {
 /// What goes on when nothing goes wrong any more: one thing after the other, until nothing changes.
 pub fn calm(world: &World, rules: &Rules, specs: Specs) -> Option<Next> {
     let mut out = Out { next: Vec::new(), from: Some((world, !rules.counted_attempts)) };
-    calls(world, rules, false, &mut out);
-    others(world, rules, &mut out);
-    (0..2).for_each(|i| own(world, i, rules, &mut out));
+    calls(world, rules, specs, false, &mut out);
+    others(world, rules, specs, &mut out);
+    (0..2).for_each(|i| own(world, i, rules, specs, &mut out));
     for i in 0..2 {
         if !out.is_full()
             && let Some(next) = reconcile(world, i, rules, specs)
@@ -58,7 +61,8 @@ fn reconcile(world: &World, i: usize, rules: &Rules, specs: Specs) -> Option<Nex
             break;
         }
         let Some((following, _)) = step(w, i, rules, specs, None) else { break };
-        next = following;
+        let label = told(|| format!("{}; {}", next.label, following.label));
+        next = Next { label, ..following };
     }
     Some(next)
 }
@@ -112,7 +116,7 @@ pub fn spend(world: &mut World, of: impl Fn(&mut Budget) -> &mut u8) -> bool {
 }
 
 /// Beside its reconciles: its watch, its poller, its closer, its end.
-fn own(world: &World, i: usize, rules: &Rules, out: &mut Out) {
+fn own(world: &World, i: usize, rules: &Rules, specs: Specs, out: &mut Out) {
     let operator = &world.operators[i];
     if operator.watched != world.object || operator.wiped || operator.relists {
         out.push(world, || format!("operator {i}: its watch shows the Tunnel as it is"), |w| deliver(w, i));
@@ -122,14 +126,10 @@ fn own(world: &World, i: usize, rules: &Rules, out: &mut Out) {
             world,
             || format!("operator {i} leads"),
             |w| {
-                w.leader = Some(Some(i as u8));
+                (w.leader, w.leads_for) = (Some(Some(i as u8)), 0);
                 let operator = &mut w.operators[i];
-                (operator.search, operator.searching, operator.heard) = (None, false, None);
-                let Some(mem) = &mut operator.memory else { return };
-                mem.first_seen = mem.first_seen.max(1);
-                let mut memory = mem.real();
-                memory.led_since(operator::NOW);
-                mem.take(memory);
+                (operator.search, operator.searching, operator.described) = (None, false, None);
+                operator.memory.iter_mut().for_each(|memory| memory.first_seen = memory.first_seen.max(1));
             },
         );
     }
@@ -137,7 +137,7 @@ fn own(world: &World, i: usize, rules: &Rules, out: &mut Out) {
         && world.leads(i)
         && let Some(watched) = &operator.watched
     {
-        let own = |t: &&Tunnel| t.open && !t.disowned && t.uid == watched.uid;
+        let own = |t: &&Tunnel| t.open && !t.untagged && t.uid == watched.uid;
         let found: Vec<u8> = world.tunnels.iter().filter(own).map(|t| t.id).collect();
         out.push(
             world,
@@ -150,34 +150,41 @@ fn own(world: &World, i: usize, rules: &Rules, out: &mut Out) {
     if let Some((id, late)) =
         operator.watched.as_ref().filter(|o| !o.closed).and_then(|o| Some((o.tunnel?, o.opened_late)))
     {
-        let open = world.tunnels.iter().any(|t| t.id == id && t.open);
-        let news = operator.heard.is_none_or(|(heard, was, age)| (heard, was) != (id, open) || (open && age > 0));
+        let named = world.tunnels.iter().find(|t| t.id == id);
+        let open = named.is_some_and(|t| t.open);
+        let now = if open { Life::Open } else { Life::Closed };
+        let news = operator.described.is_none_or(|(told, life, age)| (told, life) != (id, now) || (open && age > 0));
         if news && world.leads(i) && (!open || (world.lifetime_over && !late)) {
             out.push(
                 world,
-                || format!("operator {i}: hears that tunnel {id} is {}", if open { "open" } else { "closed" }),
-                |w| {
-                    w.operators[i].heard = Some((id, open, 0));
-                },
+                || format!("operator {i}: AWS tells that tunnel {id} is {now:?}"),
+                |w| w.operators[i].described = Some((id, now, 0)),
             );
         }
     }
-    if let Some(&(uid, tunnel)) = operator.in_vain.first()
-        // One that no tunnel is named by yet may adopt it.
-        && (rules.closes_unread || world.current(uid).is_none_or(|o| o.tunnel.is_some()))
-    {
-        let adopted = world.current(uid).is_some_and(|o| o.tunnel == Some(tunnel)) && !rules.closes_unread;
+    let Some(&(uid, attempt, tunnel)) = operator.surplus.first() else { return };
+    let claimant = world.current(uid).map(|o| operator::object(world, o, specs, rules).claimant());
+    let id = operator::tunnel(tunnel).id;
+    let verdict = match surplus::judge(&id, &operator::owner(uid, attempt), claimant.as_ref()) {
+        _ if rules.closes_unread => Verdict::Close,
+        verdict => verdict,
+    };
+    if verdict != Verdict::Wait {
         out.push(
             world,
-            || format!("operator {i}: looks whether tunnel {tunnel} was opened in vain: {}", !adopted),
+            || format!("operator {i}: looks whether tunnel {tunnel} is surplus: {verdict:?}"),
             |w| {
-                w.operators[i].in_vain.remove(0);
-                if !adopted {
-                    w.calls.push(Call { by: None, of: CallOf::CloseInVain { tunnel }, age: 0, result: None });
+                w.operators[i].surplus.remove(0);
+                if verdict == Verdict::Close {
+                    w.calls.push(in_background(tunnel));
                 }
             },
         );
     }
+}
+
+fn in_background(tunnel: u8) -> Call {
+    Call { by: None, of: CallOf::CloseSurplus { tunnel }, age: 0, called: 0, result: None }
 }
 
 /// Its end, and its watch's.
@@ -198,6 +205,19 @@ fn faults(world: &World, i: usize, out: &mut Out) {
                     ..Operator::default()
                 };
             },
+        );
+    }
+    let named = world.operators[i].watched.as_ref().filter(|o| !o.closed).and_then(|o| o.tunnel);
+    let new = |id: &u8| world.tunnels.iter().any(|t| t.id == *id && t.open && t.age <= GRACE);
+    let mut faulty = world.clone();
+    if let Some(id) = named.filter(new)
+        && world.leads(i)
+        && spend(&mut faulty, |left| &mut left.lag)
+    {
+        out.push(
+            &faulty,
+            || format!("operator {i}: AWS does not know tunnel {id} yet"),
+            |w| w.operators[i].described = Some((id, Life::NotFound, 0)),
         );
     }
     let mut faulty = world.clone();
@@ -224,7 +244,7 @@ pub fn deliver(world: &mut World, i: usize) {
     }
     operator.watched = object;
     if let Some(memory) = &mut operator.memory {
-        memory.vanished |= relists || wiped;
+        memory.wiped |= relists || wiped;
         if operator.reconcile.is_some() {
             return;
         }
@@ -234,24 +254,38 @@ pub fn deliver(world: &mut World, i: usize) {
     crate::moves::put_back(operator);
 }
 
-/// The sweep of orphans, and the garbage collector.
-fn others(world: &World, rules: &Rules, out: &mut Out) {
-    let is_orphan = |t: &&Tunnel| {
-        let named = world.current(t.uid).map(|o| o.tunnel);
-        let orphan = match named {
-            None => true,
-            Some(tunnel) => tunnel.is_some_and(|id| id != t.id),
-        };
-        t.open && !t.disowned && orphan
+/// Whether the sweep closes a tunnel.
+fn is_orphan(world: &World, tunnel: &Tunnel, specs: Specs, rules: &Rules) -> bool {
+    let candidate = Candidate {
+        tunnel: operator::tunnel(tunnel.id),
+        owner: opentunnel_operator::tunnels::Owner {
+            namespace: "edge".into(),
+            ..operator::owner(tunnel.uid, tunnel.attempt)
+        },
+        created_at: operator::opened_at(world, tunnel.id, tunnel.late),
+        aws_time: operator::opened_at(world, tunnel.id, tunnel.late),
+        seen: MIN_AGE,
     };
-    let closing = |t: &Tunnel| world.calls.iter().any(|c| c.of == CallOf::CloseInVain { tunnel: t.id });
-    for tunnel in world.tunnels.iter().filter(is_orphan).filter(|t| !rules.no_sweep && !closing(t)) {
+    let scope = Scope { cluster: String::new(), namespaces: Default::default(), grace: Duration::ZERO };
+    let claimant = world.object.as_ref().map(|o| {
+        let mut claimant = operator::object(world, o, specs, rules).claimant();
+        claimant.key.namespace = "edge".into();
+        claimant
+    });
+    let shown = Shown::of(&candidate, claimant);
+    orphans::judge(&candidate, &scope, &shown, By::ApiServer) == orphans::Verdict::Close
+}
+
+/// The sweep of orphans, and the garbage collector.
+fn others(world: &World, rules: &Rules, specs: Specs, out: &mut Out) {
+    let closing = |t: &Tunnel| world.calls.iter().any(|c| c.of == CallOf::CloseSurplus { tunnel: t.id });
+    let candidates =
+        world.tunnels.iter().filter(|t| t.open && !t.untagged && t.uid != 0 && !rules.no_sweep && !closing(t));
+    for tunnel in candidates.filter(|t| is_orphan(world, t, specs, rules)) {
         out.push(
             world,
             || format!("a sweep finds the orphan {}", tunnel.id),
-            |w| {
-                w.calls.push(Call { by: None, of: CallOf::CloseInVain { tunnel: tunnel.id }, age: 0, result: None });
-            },
+            |w| w.calls.push(in_background(tunnel.id)),
         );
     }
     let live = world.object.as_ref().map(|o| o.uid);

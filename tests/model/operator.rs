@@ -1,29 +1,32 @@
-//! One step of an operator: the product's own `decide` on what it knows, and what it does then. What comes of a
-//! write or a call for its memory are the product's own rules, too.
+//! The product's own types, made of this model's numbers, and back.
 
 use crate::rules::Rules;
 use crate::world::*;
 use jiff::{SignedDuration, Timestamp};
+use opentunnel_api::{ClientMode, DeletionPolicy, SecretStatus, TunnelState};
 use opentunnel_operator::clock::{Mono, Now};
-use opentunnel_operator::controller::decide::decide;
-use opentunnel_operator::controller::decision::Decision;
-use opentunnel_operator::controller::observe::{self, Failure, Limits, Memory, Observed, Rotation, RotationStage};
-use opentunnel_operator::controller::observe::{SecretState, Trial};
-use opentunnel_operator::controller::validate::{Desired, KeptSecret, Record, RecordedTunnel, SecretRef};
-use opentunnel_operator::crd::{ClientMode, DeletionPolicy, State};
-use opentunnel_operator::pacer::{Key, Turn};
+use opentunnel_operator::facts::{Facts, Limits, Turns, View};
+use opentunnel_operator::memory::{
+    self, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Trial,
+};
+use opentunnel_operator::pacer::Turn;
+use opentunnel_operator::read::{self, Key, SecretSpec, Spec};
+use opentunnel_operator::record::{Record, RecordedTunnel};
+use opentunnel_operator::secrets::{self, FoundSecret, SecretFacts};
 use opentunnel_operator::tunnels::{
-    Attempt, Found, Heard, Home, OpenRequest, Owner, Search, Side, Token, Tokens, TunnelId, TunnelRef, Word,
+    self, Attempt, Described, Found, InAccount, OpenRequest, Owner, Search, Side, Token, Tokens, TunnelId, TunnelRef,
 };
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_secs(6);
 /// The process is this old, and the lifetime is AWS's default.
-pub const NOW: Mono = Mono(Duration::from_secs(100_000));
+const NOW: Mono = Mono(Duration::from_secs(100_000));
 const LIFETIME: SignedDuration = SignedDuration::from_mins(720);
 /// When the Tunnel was created, by the wall's clock; all that is opened in time is opened half an hour later.
 const CREATED: i64 = 1_000_000;
 const OPENED: i64 = CREATED + 1_800;
+/// A new lifetime after the first.
+const LATER: i64 = 13 * 3600;
 
 /// A name of a Secret and its mode, for each version of the spec.
 pub type Specs = &'static [&'static [(u8, ClientMode)]];
@@ -33,7 +36,7 @@ pub fn limits(rules: &Rules) -> Limits {
     Limits { aws_timeout: Duration::from_secs(20), recovery_grace: grace }
 }
 
-fn at(age: Age) -> Mono {
+pub fn at(age: Age) -> Mono {
     Mono(NOW.0 - TICK * age.into())
 }
 
@@ -45,16 +48,19 @@ fn wall(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
 }
 
-/// When a tunnel was opened: each a second after the one before.
-fn opened_at(id: u8, late: bool) -> Timestamp {
-    wall(OPENED + i64::from(id) + if late { 13 * 3600 } else { 0 })
+/// The moment, or that when a tunnel was opened.
+pub fn now(late: bool) -> Now {
+    Now { wall: wall(OPENED + 60 + if late { LATER } else { 0 }), mono: NOW }
 }
 
-pub fn now(world: &World) -> Now {
-    Now { wall: wall(OPENED + 60 + if world.lifetime_over { 13 * 3600 } else { 0 }), mono: NOW }
+/// When a tunnel was opened: each a second after the one before, or a moment ago.
+pub fn opened_at(world: &World, id: u8, late: bool) -> Timestamp {
+    let age = world.tunnels.iter().find(|t| t.id == id).map_or(OLD, |t| t.age);
+    let second = if age == OLD { OPENED + i64::from(id) } else { OPENED + 60 - 6 * i64::from(age) };
+    wall(second + if late { LATER } else { 0 })
 }
 
-fn attempt(n: u8) -> Attempt {
+pub fn attempt(n: u8) -> Attempt {
     Attempt(n.to_string())
 }
 
@@ -62,113 +68,179 @@ pub fn number(text: &str) -> u8 {
     text.parse().expect("a number of the model's")
 }
 
-fn tunnel(n: u8) -> TunnelRef {
+fn small(generation: i64) -> u8 {
+    u8::try_from(generation).unwrap_or(u8::MAX)
+}
+
+pub fn tunnel(n: u8) -> TunnelRef {
     TunnelRef { id: TunnelId(n.to_string()), arn: String::new() }
 }
 
-/// What the object says.
-pub fn desired(object: &Object, specs: Specs, retain: bool, now: Now) -> Desired {
-    let recorded = object.tunnel.map(|id| RecordedTunnel {
-        tunnel: tunnel(id),
-        state: if object.closed { State::Closed } else { State::Open },
-        opened_at: opened_at(id, object.opened_late),
-        expires_at: opened_at(id, object.opened_late) + LIFETIME,
+fn key(uid: u8) -> Key {
+    Key { namespace: String::new(), name: String::new(), uid: uid.to_string() }
+}
+
+pub fn owner(uid: u8, n: u8) -> Owner {
+    Owner { cluster: String::new(), namespace: String::new(), uid: uid.to_string(), attempt: attempt(n) }
+}
+
+/// What stands for the SHA-256 of a Secret's data.
+fn digest(data: Data) -> String {
+    format!("{} {} {}", data.tunnel, data.source, data.destination)
+}
+
+fn data(digest: &str) -> Data {
+    let mut numbers = digest.split(' ').map(number);
+    let mut next = || numbers.next().expect("three numbers");
+    Data { tunnel: next(), source: next(), destination: next() }
+}
+
+/// The Tunnel.
+pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> read::Object {
+    let recorded = object.tunnel.map(|id| {
+        let opened_at = opened_at(world, id, object.opened_late);
+        // The rule is left out by what the decision is told.
+        let hour = SignedDuration::from_hours(if rules.no_not_found_grace { 1 } else { 0 });
+        RecordedTunnel {
+            reference: tunnel(id),
+            state: if object.closed { TunnelState::Closed } else { TunnelState::Open },
+            opened_at: opened_at - hour,
+            expires_at: opened_at + LIFETIME,
+            closed_at: None,
+        }
     });
-    let kept =
-        object.kept.iter().flatten().map(|(name, _)| KeptSecret { name: name.to_string(), digest: String::new() });
-    Desired {
-        key: Key { namespace: String::new(), name: String::new(), uid: object.uid.to_string() },
+    let status = |(name, data): &(u8, Data)| SecretStatus { name: name.to_string(), sha256: digest(*data) };
+    let secret =
+        |(name, mode): &(u8, ClientMode)| SecretSpec { name: name.to_string(), mode: *mode, ..SecretSpec::default() };
+    read::Object {
+        key: key(object.uid),
+        resource_version: None,
         created_at: wall(CREATED),
         generation: object.spec.into(),
-        deleted_at: object.deleted.then_some(now.wall),
-        deletion_policy: if retain { DeletionPolicy::Retain } else { DeletionPolicy::Close },
-        request: OpenRequest { description: None, destination: None, tags: Vec::new(), lifetime_minutes: None },
-        lifetime: LIFETIME,
-        secrets: specs[usize::from(object.spec)]
-            .iter()
-            .map(|(name, mode)| SecretRef { name: name.to_string(), mode: *mode })
-            .collect(),
+        deleted_at: object.deleted.then(|| now(world.lifetime_over).wall),
+        other_finalizers: Vec::new(),
+        spec: Spec {
+            request: OpenRequest { description: None, destination: None, tags: Vec::new(), lifetime_minutes: None },
+            lifetime: LIFETIME,
+            secrets: specs[usize::from(object.spec)].iter().map(secret).collect(),
+            deletion_policy: if rules.retain { DeletionPolicy::Retain } else { DeletionPolicy::Close },
+        },
         record: Record {
             finalizer: object.finalizer,
             claim: object.claim.filter(|(uid, _)| *uid == object.uid).map(|(_, n)| attempt(n)),
             tunnel: recorded,
             token_generation: object.generation.into(),
-            ready_once: object.kept.is_some(),
-            kept: kept.collect(),
+            secrets: object.kept.as_ref().map(|kept| kept.iter().map(status).collect()),
             reported: object.reported,
             observed_generation: object.observed.map(i64::from),
         },
+        conditions: Vec::new(),
     }
 }
 
-/// The names of the Secrets that concern it: the wanted ones, then those of before and all others that it owns.
-pub fn names(object: &Object, specs: Specs, secrets: &[Option<Secret>; 3]) -> Vec<u8> {
-    let mut names: Vec<u8> = specs[usize::from(object.spec)].iter().map(|(name, _)| *name).collect();
-    let owned = (0..3).filter(|n| secrets[usize::from(*n)].as_ref().is_some_and(|s| s.owner == Some(object.uid)));
-    for name in object.kept.iter().flatten().map(|(name, _)| *name).chain(owned) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
+/// The object takes over what a status write has made of its record.
+pub fn take(object: &mut Object, record: &Record) {
+    let tunnel = record.tunnel.as_ref();
+    object.tunnel = tunnel.map(|t| number(&t.reference.id.0));
+    object.opened_late = tunnel.is_some_and(|t| t.opened_at > wall(OPENED + 3600));
+    object.closed = tunnel.is_some_and(|t| t.state == TunnelState::Closed);
+    object.generation = small(record.token_generation);
+    let kept = |secret: &SecretStatus| (number(&secret.name), data(&secret.sha256));
+    object.kept = record.secrets.as_ref().map(|secrets| secrets.iter().map(kept).collect());
+    object.reported = record.reported;
+    object.observed = record.observed_generation.map(small);
 }
 
-pub fn is_intact(object: &Object, name: u8, secret: &Secret) -> bool {
-    secret.owner == Some(object.uid)
-        && secret.sound
-        && object.kept.iter().flatten().any(|(kept, data)| *kept == name && *data == secret.data)
+/// The Tunnel as a reconcile sees it.
+pub fn view(world: &World, reconcile: &Reconcile, wiped: bool, specs: Specs, rules: &Rules) -> View {
+    let object = object(world, &reconcile.view, specs, rules);
+    View { object, read_at: reconcile.read.map(at), gone: reconcile.gone, wiped }
 }
 
-fn states(
-    reconcile: &Reconcile,
-    names: &[u8],
-    specs: Specs,
-    answer: Option<&Answer>,
-    rules: &Rules,
-) -> Vec<SecretState> {
-    let object = &reconcile.view;
-    let secrets = reconcile.secrets.as_ref().expect("read before");
-    let state = |name: &u8| {
-        let Some(secret) = &secrets[usize::from(*name)] else { return SecretState::Missing };
-        if secret.owner != Some(object.uid) && !rules.foreign_is_ours {
-            return SecretState::Foreign;
-        }
-        let wanted = specs[usize::from(object.spec)].iter().find(|(n, _)| n == name).map(|(_, mode)| *mode);
-        let holds_answer = answer.zip(wanted).is_some_and(|(a, mode)| a.data.of(mode) == secret.data);
-        SecretState::Ours {
-            generation: secret.generation.into(),
-            digest: String::new(),
-            sound: secret.sound,
-            intact: is_intact(object, *name, secret),
-            mode: secret.data.mode(),
-            holds_answer,
-        }
+/// What there is beside it.
+pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rules) -> Facts {
+    let operator = &world.operators[i];
+    let found = |id: &u8| {
+        let t = world.tunnels.iter().find(|t| t.id == *id);
+        let owner = owner(reconcile.view.uid, t.map_or(0, |t| t.attempt));
+        Found { tunnel: tunnel(*id), owner, created_at: opened_at(world, *id, t.is_some_and(|t| t.late)) }
     };
-    names.iter().map(state).collect()
-}
-
-/// The tokens that intact Secrets hold, for the sides that `data` lacks.
-pub fn with_kept(mut data: Data, reconcile: &Reconcile) -> Data {
-    for (name, secret) in (0..).zip(reconcile.secrets.iter().flatten()) {
-        if let Some(secret) = secret.as_ref().filter(|s| is_intact(&reconcile.view, name, s)) {
-            let other = |token: &mut u8, kept| *token = if *token == 0 { kept } else { *token };
-            other(&mut data.source, secret.data.source);
-            other(&mut data.destination, secret.data.destination);
-        }
+    let search = operator.search.as_ref();
+    let mut search = search.map(|(age, ids)| Search { started: at(*age), found: ids.iter().map(found).collect() });
+    if rules.no_search {
+        search = Some(Search { started: NOW + Duration::from_secs(3600), found: Vec::new() });
     }
-    data
+    let described = operator.described.filter(|(id, ..)| Some(*id) == reconcile.view.tunnel).map(|(id, life, age)| {
+        let created_at = opened_at(world, id, reconcile.view.opened_late);
+        // Closed in time, or by the end of its lifetime.
+        let closed_at = if world.lifetime_over { created_at + LIFETIME } else { now(false).wall };
+        let life = match life {
+            Life::Open => tunnels::Life::Open {
+                created_at: view.object.record.tunnel.as_ref().map_or(created_at, |t| t.opened_at),
+            },
+            Life::Closed => tunnels::Life::Closed { created_at, closed_at },
+            Life::NotFound => tunnels::Life::NotFound,
+        };
+        Described { life, asked: at(age) }
+    });
+    let fresh = if rules.counted_attempts {
+        reconcile.view.claim.map_or(1, |(_, attempt)| attempt + 1)
+    } else {
+        world.last.attempt + 1
+    };
+    Facts {
+        fresh_attempt: attempt(fresh),
+        secrets: secret_facts(reconcile, view, memory, rules),
+        search,
+        in_account: InAccount::Yes,
+        described,
+        reads_fail: None,
+        turns: Turns::all(Turn::Granted),
+        gate: None,
+        trouble: operator.memory.as_ref().filter(|m| m.trouble).map(|_| String::new()),
+    }
 }
 
-fn tokens(data: Data) -> Tokens {
+fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rules) -> Vec<SecretFacts> {
+    let (object, uid) = (&view.object, reconcile.view.uid);
+    let all = reconcile.secrets.as_ref().expect("read before");
+    let owned = (0..3_u8).filter(|n| all[usize::from(*n)].as_ref().is_some_and(|s| s.owner == Some(uid)));
+    let fact = |name: String| {
+        let wanted = object.spec.secrets.iter().find(|s| s.name == name);
+        let answer = memory.answer.as_ref().zip(wanted);
+        let found = all[usize::from(number(&name))].as_ref().map(|secret| FoundSecret {
+            controller: if rules.foreign_is_ours { Some(uid) } else { secret.owner }.map(|uid| uid.to_string()),
+            terminating: false,
+            generation: secret.generation.into(),
+            sha256: digest(secret.data),
+            sound: secret.sound,
+            labelled: true,
+            decorated: true,
+            mode: secret.data.mode(),
+            tokens: tokens(secret.data),
+        });
+        let sha256_of_answer = answer.map(|(answer, wanted)| digest(data_of(answer).of(wanted.mode)));
+        SecretFacts { name, found, sha256_of_answer }
+    };
+    secrets::names(object, owned.map(|n| n.to_string())).into_iter().map(fact).collect()
+}
+
+fn data_of(answer: &memory::Answer) -> Data {
+    with_tokens(number(&answer.tunnel.id.0), &answer.tokens)
+}
+
+/// The tokens of a tunnel.
+pub fn with_tokens(tunnel: u8, tokens: &Tokens) -> Data {
+    let token = |side: Option<&Side>| side.map_or(0, |side| number(side.access_token.expose()));
+    Data { tunnel, source: token(tokens.source.as_ref()), destination: token(tokens.destination.as_ref()) }
+}
+
+pub fn tokens(data: Data) -> Tokens {
     let side = |token: u8| {
         let text = || Token::new(token.to_string());
         (token != 0).then(|| Side { access_token: text(), client_token: text() })
     };
     Tokens { source: side(data.source), destination: side(data.destination) }
-}
-
-fn token_of(side: Option<&Side>) -> u8 {
-    side.map_or(0, |side| number(side.access_token.expose()))
 }
 
 impl Mem {
@@ -177,162 +249,110 @@ impl Mem {
     }
 
     /// The product's.
-    pub fn real(&self) -> Memory {
-        Memory {
+    pub fn real(&self, world: &World) -> Memory {
+        let ids = |ids: &[u8]| ids.iter().map(|n| TunnelId(n.to_string())).collect();
+        let rotation = |(generation, mode, others_live, stage): (u8, ClientMode, bool, Stage)| Rotation {
+            generation: generation.into(),
+            mode,
+            others_live,
+            stage: match stage {
+                Stage::Claimed => RotationStage::Claimed,
+                Stage::Doubt(age) => RotationStage::Doubt(at(age)),
+                Stage::Lost => RotationStage::Lost,
+            },
+        };
+        let answer = |a: &Answer| memory::Answer {
+            of: match a.of {
+                AnswerOf::Open(n) => memory::AnswerOf::Open(attempt(n)),
+                AnswerOf::Rotate(generation) => memory::AnswerOf::Rotate(generation.into()),
+                AnswerOf::Secrets(generation) => memory::AnswerOf::Secrets(generation.into()),
+            },
+            tunnel: tunnel(a.data.tunnel),
+            tokens: tokens(a.data),
+            at: at(a.age),
+            wall: opened_at(world, a.data.tunnel, a.late),
+            written: Vec::new(),
+        };
+        let failure = |(reason, age, told): (opentunnel_api::Reason, Age, bool)| Failure {
+            reason,
+            message: String::new(),
+            at: at(age),
+            retry_at: at(age) + Duration::from_secs(5),
+            times: 1,
+            told,
+        };
+        Memory::restore(Remembered {
             saw_creation: self.saw_creation,
             first_seen: at(self.first_seen),
-            claim: self.claim.map(|(n, age)| (attempt(n), at(age))),
-            attempt: self.attempt.map(attempt),
-            open_doubt: self.open_doubt.map(at),
-            unfinished: self.unfinished.map(|(generation, age)| (generation.into(), at(age))),
-            rotation: self.rotation.map(|(generation, mode, others_live, stage)| Rotation {
-                generation: generation.into(),
-                mode,
-                others_live,
-                stage: match stage {
-                    Stage::Claimed => RotationStage::Claimed,
-                    Stage::Doubt(age) => RotationStage::Doubt(at(age)),
-                    Stage::Lost => RotationStage::Lost,
-                },
-            }),
-            answer: self.answer.as_ref().map(|a| observe::Answer {
-                of: match a.of {
-                    AnswerOf::Open(n) => observe::AnswerOf::Open(attempt(n)),
-                    AnswerOf::Rotate(generation) => observe::AnswerOf::Rotate(generation.into()),
-                    AnswerOf::Secrets(generation) => observe::AnswerOf::Secrets(generation.into()),
-                },
-                tunnel: tunnel(a.data.tunnel),
-                tokens: tokens(a.data),
-                at: at(a.age),
-                wall: opened_at(a.data.tunnel, a.late),
-            }),
-            trial: self.trial.map(|age| Trial { at: at(age), refused: None }),
-            late_rotation: self.late_rotation.map(i64::from),
-            deleting: self.deleting.map(at),
-            expired: self.expired.map(at),
-            closed: self.closed.iter().map(|n| TunnelId(n.to_string())).collect(),
-            failure: self.failure.map(|(reason, age, told)| Failure {
-                reason,
-                message: String::new(),
-                at: at(age),
-                retry_at: at(age) + Duration::from_secs(5),
-                times: 1,
-                told,
-            }),
-            trouble: self.trouble.then(String::new),
-            written: None,
-        }
+            opening: Opening {
+                claim: self.claim.map(|(n, age)| (attempt(n), at(age))),
+                attempt: self.attempt.map(attempt),
+                doubt: self.open_doubt.map(at),
+            },
+            rotating: Rotating {
+                unfinished: self.unfinished.map(|(generation, age)| (generation.into(), at(age))),
+                own: self.rotation.map(rotation),
+                late: self.late_rotation.map(i64::from),
+            },
+            ending: Ending {
+                deleting: self.deleting.map(at),
+                expired: self.expired.map(at),
+                closed: ids(&self.closed),
+                foreign: ids(&self.foreign),
+            },
+            owned: self.owned.iter().map(|n| tunnel(*n)).collect(),
+            answer: self.answer.as_ref().map(answer),
+            backoff: Backoff {
+                failure: self.failure.map(failure),
+                trial: self.trial.map(|age| Trial { at: at(age), refused: None }),
+            },
+        })
     }
 
     /// Takes over what the product's has become.
-    pub fn take(&mut self, real: Memory) {
-        let small = |generation: i64| u8::try_from(generation).unwrap_or(u8::MAX);
+    pub fn take(&mut self, memory: Memory) {
+        let real = memory.into_inner();
+        let ids = |ids: &[TunnelId]| ids.iter().map(|id| number(&id.0)).collect();
+        let rotation = |r: Rotation| {
+            let stage = match r.stage {
+                RotationStage::Claimed => Stage::Claimed,
+                RotationStage::Doubt(called) => Stage::Doubt(age(called)),
+                RotationStage::Lost => Stage::Lost,
+            };
+            (small(r.generation), r.mode, r.others_live, stage)
+        };
+        let answer = |a: memory::Answer| Answer {
+            of: match &a.of {
+                memory::AnswerOf::Open(n) => AnswerOf::Open(number(&n.0)),
+                memory::AnswerOf::Rotate(generation) => AnswerOf::Rotate(small(*generation)),
+                memory::AnswerOf::Secrets(generation) => AnswerOf::Secrets(small(*generation)),
+            },
+            data: data_of(&a),
+            late: a.wall > wall(OPENED + 3600),
+            age: age(a.at),
+        };
         *self = Self {
             uid: self.uid,
-            vanished: self.vanished,
+            wiped: self.wiped,
             saw_creation: real.saw_creation,
             first_seen: age(real.first_seen),
-            claim: real.claim.map(|(n, seen)| (number(&n.0), age(seen))),
-            attempt: real.attempt.map(|n| number(&n.0)),
-            open_doubt: real.open_doubt.map(age),
-            unfinished: real.unfinished.map(|(generation, since)| (small(generation), age(since))),
-            rotation: real.rotation.map(|r| {
-                let stage = match r.stage {
-                    RotationStage::Claimed => Stage::Claimed,
-                    RotationStage::Doubt(called) => Stage::Doubt(age(called)),
-                    RotationStage::Lost => Stage::Lost,
-                };
-                (small(r.generation), r.mode, r.others_live, stage)
-            }),
-            answer: real.answer.map(|a| Answer {
-                of: match a.of {
-                    observe::AnswerOf::Open(n) => AnswerOf::Open(number(&n.0)),
-                    observe::AnswerOf::Rotate(generation) => AnswerOf::Rotate(small(generation)),
-                    observe::AnswerOf::Secrets(generation) => AnswerOf::Secrets(small(generation)),
-                },
-                data: Data {
-                    tunnel: number(&a.tunnel.id.0),
-                    source: token_of(a.tokens.source.as_ref()),
-                    destination: token_of(a.tokens.destination.as_ref()),
-                },
-                late: a.wall > wall(OPENED + 3600),
-                age: age(a.at),
-            }),
-            // The API server's word counts for 5 s.
-            trial: real.trial.map(|t| age(t.at)).filter(|age| *age == 0),
-            late_rotation: real.late_rotation.map(small),
-            deleting: real.deleting.map(age),
-            expired: real.expired.map(age),
-            closed: real.closed.iter().map(|id| number(&id.0)).collect(),
-            failure: real.failure.map(|f| (f.reason, age(f.at), f.told)),
-            trouble: real.trouble.is_some(),
+            claim: real.opening.claim.map(|(n, seen)| (number(&n.0), age(seen))),
+            attempt: real.opening.attempt.map(|n| number(&n.0)),
+            open_doubt: real.opening.doubt.map(age),
+            unfinished: real.rotating.unfinished.map(|(generation, since)| (small(generation), age(since))),
+            rotation: real.rotating.own.map(rotation),
+            answer: real.answer.map(answer),
+            // A dry-run answer counts for 5 s.
+            trial: real.backoff.trial.map(|t| age(t.at)).filter(|age| *age == 0),
+            late_rotation: real.rotating.late.map(small),
+            deleting: real.ending.deleting.map(age),
+            expired: real.ending.expired.map(age),
+            closed: ids(&real.ending.closed),
+            foreign: ids(&real.ending.foreign),
+            owned: real.owned.iter().map(|t| number(&t.id.0)).collect(),
+            failure: real.backoff.failure.map(|f| (f.reason, age(f.at), f.told)),
+            trouble: self.trouble,
             written: self.written.take(),
         };
     }
-
-    /// An answer as the product keeps it.
-    pub fn answer(of: observe::AnswerOf, data: Data, late: bool) -> observe::Answer {
-        let wall = opened_at(data.tunnel, late);
-        observe::Answer { of, tunnel: tunnel(data.tunnel), tokens: tokens(data), at: NOW, wall }
-    }
-}
-
-/// Asks the product what to do next.
-pub fn ask(
-    world: &World,
-    i: usize,
-    reconcile: &Reconcile,
-    memory: &Memory,
-    rules: &Rules,
-    specs: Specs,
-) -> (Desired, Decision) {
-    let operator = &world.operators[i];
-    let now = now(world);
-    let desired = desired(&reconcile.view, specs, rules.retain, now);
-    let names = names(&reconcile.view, specs, reconcile.secrets.as_ref().expect("read before"));
-    let answer = operator.memory.as_ref().and_then(|m| m.answer.as_ref());
-    let mut secrets =
-        if desired.deleted_at.is_some() { Vec::new() } else { states(reconcile, &names, specs, answer, rules) };
-    let former = secrets.split_off(desired.secrets.len().min(secrets.len()));
-    let found = |id: &u8| {
-        let t = world.tunnels.iter().find(|t| t.id == *id);
-        let owner = Owner {
-            cluster: String::new(),
-            namespace: String::new(),
-            uid: reconcile.view.uid.to_string(),
-            attempt: attempt(t.map_or(0, |t| t.attempt)),
-        };
-        Found { tunnel: tunnel(*id), owner, created_at: opened_at(*id, t.is_some_and(|t| t.late)) }
-    };
-    let search = operator.search.as_ref().filter(|_| !rules.no_search);
-    let mut search = search.map(|(age, ids)| Search { started: at(*age), found: ids.iter().map(found).collect() });
-    if rules.no_search {
-        search = Some(Search { started: NOW + Duration::from_secs(3600), found: Vec::new() });
-    }
-    let heard = operator.heard.filter(|(id, ..)| Some(*id) == reconcile.view.tunnel).map(|(id, open, age)| {
-        let created_at = opened_at(id, reconcile.view.opened_late);
-        // Closed in time, or by the end of its lifetime.
-        let closed_at = if world.lifetime_over { created_at + LIFETIME } else { now.wall };
-        Heard {
-            word: if open { Word::Open { created_at } } else { Word::Closed { created_at, closed_at } },
-            asked: at(age),
-        }
-    });
-    let observed = Observed {
-        read_at: reconcile.read.map(at),
-        gone: reconcile.gone,
-        secrets,
-        former,
-        memory,
-        search,
-        home: Home::Here,
-        heard,
-        reads_fail: None,
-        open: Turn::Granted,
-        close: Turn::Granted,
-        rotate: Turn::Granted,
-        gate: None,
-    };
-    let decision = decide(&desired, &observed, &limits(rules), now);
-    (desired, decision)
 }

@@ -6,6 +6,8 @@
 pub struct Rules {
     /// Not a mutation: `deletionPolicy: Retain`.
     pub retain: bool,
+    /// Not a mutation: when its tunnel has ended, the Tunnel is to open another.
+    pub reopens: bool,
     /// The claim is not written, only remembered.
     pub no_claim: bool,
     /// Writes are not conditioned by the resourceVersion.
@@ -26,6 +28,10 @@ pub struct Rules {
     pub no_late_rotation: bool,
     /// The claim does not carry the finalizer.
     pub no_finalizer: bool,
+    /// A status is taken for a proof of whose a tunnel is.
+    pub no_identity: bool,
+    /// Not-found is believed of a tunnel that was opened a moment ago.
+    pub no_not_found_grace: bool,
     /// Tunnels are closed in the background whoever has them by now.
     pub closes_unread: bool,
     /// There is no sweep.

@@ -3,7 +3,7 @@
 use crate::next::{Out, spend};
 use crate::operator::Specs;
 use crate::world::*;
-use opentunnel_operator::crd::ClientMode;
+use opentunnel_api::ClientMode;
 
 /// Users, and a third party.
 pub fn users(world: &World, specs: Specs, out: &mut Out) {
@@ -41,9 +41,25 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
         secrets(&w, specs, out);
     }
     let mut w = world.clone();
+    if world.object.is_some() && spend(&mut w, |left| &mut left.forge) {
+        out.push(
+            &w,
+            || "somebody writes another's tunnel into the status".into(),
+            |w| {
+                w.forged = true;
+                w.last.tunnel += 1;
+                let (id, source, destination) = (w.last.tunnel, w.next_token(), w.next_token());
+                let (uid, attempt, age) = (0, 0, OLD);
+                let (open, untagged, late) = (true, false, w.lifetime_over);
+                w.tunnels.push(Tunnel { id, uid, attempt, open, untagged, late, age, source, destination });
+                change(w, |o| (o.tunnel, o.opened_late, o.closed) = (Some(id), late, false));
+            },
+        );
+    }
+    let mut w = world.clone();
     if spend(&mut w, |left| &mut left.third_party) {
         w.may_end = true;
-        for n in (0..world.tunnels.len()).filter(|n| world.tunnels[*n].open) {
+        for n in (0..world.tunnels.len()).filter(|n| world.tunnels[*n].open && world.tunnels[*n].uid != 0) {
             out.push(&w, || "a third party closes a tunnel".into(), |w| w.tunnels[n].open = false);
         }
         if !world.lifetime_over && world.tunnels.iter().any(|t| t.open) {

@@ -2,7 +2,10 @@
 //! as plain values. A world is put into one form whatever its numbers are called, so that two that differ in
 //! names alone are one.
 
-use opentunnel_operator::crd::{ClientMode, Reason};
+use opentunnel_api::{ClientMode, Reason};
+use opentunnel_operator::clock::Mono;
+use opentunnel_operator::facts::Standing;
+use std::time::Duration;
 
 /// Ticks of 6 s: longer than a claim may be acted on (5 s) and than what is reported only after 5 s.
 pub type Age = u8;
@@ -30,10 +33,14 @@ pub struct World {
     pub left: Budget,
     /// With leader election: who leads, if anybody does.
     pub leader: Option<Option<u8>>,
+    /// For how long it has led, until its memory shows it.
+    pub leads_for: Age,
     /// The lifetime of all that was open is over.
     pub lifetime_over: bool,
     /// A third party closed a tunnel, or its lifetime ran out: the Tunnel may end.
     pub may_end: bool,
+    /// Somebody has written another's tunnel into the status.
+    pub forged: bool,
     /// A claim was wiped, or a call was carried out after the grace: two tunnels may be opened.
     pub may_double: bool,
 }
@@ -60,6 +67,10 @@ pub struct Budget {
     pub user: u8,
     pub secrets: u8,
     pub third_party: u8,
+    /// Somebody writes another's tunnel into the status.
+    pub forge: u8,
+    /// AWS does not know yet a tunnel that was opened a moment ago.
+    pub lag: u8,
 }
 
 /// The Tunnel.
@@ -129,8 +140,10 @@ pub struct Tunnel {
     pub attempt: u8,
     pub open: bool,
     /// The owner tag was taken off.
-    pub disowned: bool,
+    pub untagged: bool,
     pub late: bool,
+    /// How long ago it was opened; `OLD` where that does not matter.
+    pub age: Age,
     pub source: u8,
     pub destination: u8,
 }
@@ -141,7 +154,10 @@ pub struct Call {
     /// Who waits for it; `None`: nobody any more.
     pub by: Option<u8>,
     pub of: CallOf,
+    /// Since it was sent, and, once AWS has carried it out, since then.
     pub age: Age,
+    /// Since it was sent, as long as somebody waits for it.
+    pub called: Age,
     pub result: Option<CallResult>,
 }
 
@@ -155,16 +171,16 @@ pub enum CallOf {
         tunnel: u8,
         mode: ClientMode,
         generation: u8,
-        others_live: bool,
+        others: Option<Data>,
     },
     Close {
         tunnel: u8,
     },
-    Disown {
+    Untag {
         tunnel: u8,
     },
     /// In the background: no reconcile waits for it.
-    CloseInVain {
+    CloseSurplus {
         tunnel: u8,
     },
 }
@@ -181,6 +197,7 @@ pub enum Refused {
     LimitExceeded,
     AccessDenied,
     InvalidRequest,
+    NotFound,
 }
 
 /// One process.
@@ -200,10 +217,18 @@ pub struct Operator {
     pub reconcile: Option<Reconcile>,
     pub searching: bool,
     pub search: Option<(Age, Vec<u8>)>,
-    /// A tunnel, whether AWS said that it is open, and when.
-    pub heard: Option<(u8, bool, Age)>,
-    /// Opened in vain: UID and tunnel.
-    pub in_vain: Vec<(u8, u8)>,
+    /// A tunnel, what AWS told of it, and when.
+    pub described: Option<(u8, Life, Age)>,
+    /// Surplus tunnels: UID, attempt and tunnel.
+    pub surplus: Vec<(u8, u8, u8)>,
+}
+
+/// What AWS tells of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Life {
+    Open,
+    Closed,
+    NotFound,
 }
 
 /// A reconcile between two of its steps.
@@ -215,11 +240,11 @@ pub struct Reconcile {
     pub secrets: Option<[Option<Secret>; 3]>,
 }
 
-/// `Memory`, in this model's numbers.
+/// The product's memory, in this model's numbers.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Mem {
     pub uid: u8,
-    pub vanished: bool,
+    pub wiped: bool,
     pub saw_creation: bool,
     pub first_seen: Age,
     pub claim: Option<(u8, Age)>,
@@ -233,6 +258,8 @@ pub struct Mem {
     pub deleting: Option<Age>,
     pub expired: Option<Age>,
     pub closed: Vec<u8>,
+    pub foreign: Vec<u8>,
+    pub owned: Vec<u8>,
     pub failure: Option<(Reason, Age, bool)>,
     pub trouble: bool,
     pub written: Option<Object>,
@@ -272,8 +299,10 @@ impl World {
             last: Last::default(),
             left,
             leader: elects.then_some(Some(0)),
+            leads_for: OLD,
             lifetime_over: false,
             may_end: false,
+            forged: false,
             may_double: false,
         };
         world.create(None);
@@ -320,18 +349,30 @@ impl World {
         self.object.as_ref().filter(|o| o.uid == uid)
     }
 
-    /// Whether an operator may begin something.
+    /// Whether an operator leads.
     pub fn leads(&self, i: usize) -> bool {
         self.leader.is_none_or(|leader| leader == Some(i as u8))
+    }
+
+    /// What an operator may do.
+    pub fn standing(&self, i: usize) -> Standing {
+        match self.leader {
+            None => Standing::Leads { since: Mono(Duration::ZERO) },
+            Some(_) if !self.leads(i) => Standing::Finishes,
+            Some(_) if self.leads_for == OLD => Standing::Leads { since: Mono(Duration::ZERO) },
+            Some(_) => Standing::Leads { since: crate::operator::at(self.leads_for) },
+        }
     }
 
     /// Ages everything by one tick.
     pub fn tick(&mut self) {
         let old = |age: &mut Age| *age = (*age + 1).min(OLD);
-        self.calls.iter_mut().for_each(|call| old(&mut call.age));
+        self.calls.iter_mut().for_each(|call| [&mut call.age, &mut call.called].into_iter().for_each(old));
+        self.tunnels.iter_mut().for_each(|tunnel| old(&mut tunnel.age));
+        old(&mut self.leads_for);
         for operator in &mut self.operators {
             operator.search.iter_mut().for_each(|(age, _)| old(age));
-            operator.heard.iter_mut().for_each(|(.., age)| old(age));
+            operator.described.iter_mut().for_each(|(.., age)| old(age));
             operator.reconcile.iter_mut().filter_map(|r| r.read.as_mut()).for_each(old);
             let Some(m) = &mut operator.memory else { continue };
             old(&mut m.first_seen);

@@ -5,7 +5,7 @@ use crate::support::api_proxy::Point;
 use crate::support::namespace::{main_condition, status};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use opentunnel_operator::crd::{ClientMode, Tunnel};
+use opentunnel_api::{ClientMode, Tunnel};
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use crate::support::promise::dead_tokens;
 pub use crate::support::promise::{Rule, Violation};
 use kube::api::ListParams;
 use kube::runtime::wait::await_condition;
-use opentunnel_operator::crd::{OWNER_TAG, Tunnel};
+use opentunnel_api::{OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -125,6 +125,7 @@ impl Oracle<'_> {
         let status = tunnel.and_then(|t| t.status.clone()).unwrap_or_default();
         let conditions: Vec<_> =
             status.conditions.iter().flatten().map(|c| [&c.type_, &c.status, &c.reason].map(String::as_str)).collect();
+        let names: Vec<_> = status.secrets.iter().flatten().map(|secret| &secret.name).collect();
         let mut tunnels: Vec<_> =
             self.place.world.aws.tunnels().iter().map(|t| (t.status, t.tags.contains_key(OWNER_TAG))).collect();
         tunnels.sort_by_key(|(status, marked)| (*status == TunnelStatus::Closed, *marked));
@@ -133,7 +134,7 @@ impl Oracle<'_> {
             "finalizers": tunnel.map(|t| &t.metadata.finalizers),
             "state": status.state,
             "conditions": conditions,
-            "secrets": {"status": status.secrets, "exist": self.place.secrets().await},
+            "secrets": {"status": names, "exist": self.place.secrets().await},
             "aws": tunnels,
         }))
     }

@@ -8,7 +8,7 @@ use crate::support::aws_proxy::AwsProxy;
 use crate::support::namespace::status;
 use crate::support::operator::{Operator, Settings};
 use crate::support::tap::Tap;
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 

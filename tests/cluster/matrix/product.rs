@@ -4,7 +4,7 @@
 use crate::support::api_proxy::{ApiProxy, Request};
 use crate::support::aws_proxy::AwsProxy;
 use axum::http::StatusCode;
-use opentunnel_operator::crd::OWNER_TAG;
+use opentunnel_api::OWNER_TAG;
 use serde_json::{Value, json};
 use std::fmt;
 

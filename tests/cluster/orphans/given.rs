@@ -8,7 +8,7 @@ use aws_sdk_iotsecuretunneling::types::Tag;
 use aws_sdk_iotsecuretunneling::{Client, Config};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use opentunnel_operator::crd::OWNER_TAG;
+use opentunnel_api::OWNER_TAG;
 use secure_tunneling_emulator::{Call, TunnelStatus};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 
 use super::scene::{Scene, plain};
 use crate::support::namespace::{main_condition, status};
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use serde_json::json;
 
 #[tokio::test]

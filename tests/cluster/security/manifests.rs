@@ -3,7 +3,7 @@
 use super::scene::{Scene, plain};
 use crate::support::etcd::store_tunnel;
 use crate::support::namespace::status;
-use opentunnel_operator::crd::{FINALIZER, OPENING_ANNOTATION, OWNER_TAG};
+use opentunnel_api::{FINALIZER, OPENING_ANNOTATION, OWNER_TAG};
 use serde_json::{Value, json};
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use crate::support::control_plane::ControlPlane;
 use crate::support::namespace::{Namespace, Said, status};
 use crate::support::operator::{Operator, Settings};
 use crate::support::{LIMIT, World};
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

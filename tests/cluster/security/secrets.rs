@@ -1,7 +1,7 @@
 //! Secrets that are somebody else's, and forged token Secrets.
 
 use super::scene::{Scene, plain};
-use crate::support::namespace::status;
+use crate::support::namespace::{secret_names, status};
 use serde_json::{Value, json};
 
 fn with_secret(tunnel: &str, secret: &str) -> String {
@@ -38,7 +38,7 @@ fn forged(name: &str, tunnel: &Value) -> String {
     let owner = json!({"apiVersion": "opentunnel.dev/v1alpha1", "kind": "Tunnel", "controller": true,
         "name": tunnel["metadata"]["name"], "uid": tunnel["metadata"]["uid"]});
     let metadata = json!({"name": name, "ownerReferences": [owner],
-        "labels": {"app.kubernetes.io/managed-by": "opentunnel-operator"},
+        "labels": {"opentunnel.dev/secret": "tokens", "app.kubernetes.io/managed-by": "opentunnel-operator"},
         "annotations": {"opentunnel.dev/token-generation": "4000000000000000000", "opentunnel.dev/tunnel-id": "x"}});
     json!({"apiVersion": "v1", "kind": "Secret", "type": "opentunnel.dev/tunnel-tokens", "metadata": metadata,
         "stringData": {"sourceAccessToken": "forged"}})
@@ -71,10 +71,9 @@ async fn a_forged_token_secret_of_ones_own_tunnel_is_not_believed() {
     // Asked for by the spec, it gets tokens of the attacker's own tunnel, whatever it says; else it goes.
     let spec = json!({"spec": {"secrets": [{"name": "b"}]}}).to_string();
     scene.mallory_may("", &["patch", "tunnel", "mine", "--type=merge", "-p", &spec]).await;
-    let is_b = |t: &opentunnel_operator::crd::Tunnel| {
+    let is_b = |t: &opentunnel_api::Tunnel| {
         let status = status(t);
-        status.secrets.as_ref().is_some_and(|s| s == &["b"])
-            && status.conditions.as_ref().is_some_and(|c| c[0].reason == "Open")
+        secret_names(t) == ["b"] && status.conditions.as_ref().is_some_and(|c| c[0].reason == "Open")
     };
     let after = scene.world.wait_for("mine", "Ready with b", is_b).await;
     assert!(status(&after).token_generation < Some(100), "{:?}", status(&after).token_generation);

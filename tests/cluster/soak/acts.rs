@@ -9,11 +9,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use opentunnel_operator::controller::secrets::data_digest;
-use opentunnel_operator::crd::{
-    DIGEST_ANNOTATION, FINALIZER, GENERATION_ANNOTATION, MANAGED_BY_LABEL, MANAGER, OPENING_ANNOTATION, SECRET_TYPE,
-    Tunnel,
-};
+use opentunnel_api::secret::{self, DIGEST_ANNOTATION, GENERATION_ANNOTATION};
+use opentunnel_api::{FINALIZER, OPENING_ANNOTATION, Tunnel};
+use opentunnel_operator::secrets::sha256;
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 
@@ -156,8 +154,8 @@ impl Scenario {
         let mut secret = Secret { data: Some(data.clone()), ..Secret::default() };
         secret.metadata.name = Some(name.clone());
         if forged {
-            secret.type_ = Some(SECRET_TYPE.into());
-            secret.labels_mut().insert(MANAGED_BY_LABEL.into(), MANAGER.into());
+            secret.type_ = Some(secret::TYPE.into());
+            secret.labels_mut().extend(secret::LABELS.map(|(key, value)| (key.to_owned(), value.to_owned())));
             secret.annotations_mut().insert(GENERATION_ANNOTATION.into(), "1000000".into());
         }
         let api = self.secrets(number);
@@ -221,7 +219,7 @@ impl Scenario {
         for (name, _) in &wanted {
             let secret = self.secrets(number).get_opt(name).await.expect("the API server answers");
             let as_written = secret.is_some_and(|s| {
-                s.annotations().get(DIGEST_ANNOTATION) == Some(&data_digest(&s))
+                s.annotations().get(DIGEST_ANNOTATION) == s.data.as_ref().map(sha256).as_ref()
                     && s.annotations().get(GENERATION_ANNOTATION) == Some(&generation)
             });
             if !as_written {

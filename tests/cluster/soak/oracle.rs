@@ -8,7 +8,7 @@ use crate::support::promise::{Rule, Violation, dead_tokens};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use opentunnel_operator::crd::{FINALIZER, OWNER_TAG, Tunnel};
+use opentunnel_api::{FINALIZER, OWNER_TAG, Tunnel};
 use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
 use std::collections::{HashMap, HashSet};
 

@@ -2,7 +2,7 @@
 //! the machine too: the same seed gives the same plan, not the same run.)
 
 use fastrand::Rng;
-use opentunnel_operator::crd::ClientMode;
+use opentunnel_api::ClientMode;
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use crate::support::namespace::Namespace;
 use crate::support::promise::{Rule, Violation};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use opentunnel_operator::crd::Tunnel;
+use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::{ConnectionStatus, Connections, TunnelInfo, TunnelStatus};
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -61,7 +61,7 @@ impl Request {
     /// Whether it is a write of a Tunnel that claims an opening.
     pub fn is_claim(&self) -> bool {
         let annotations = &self.body()["metadata"]["annotations"];
-        self.method == "PATCH" && annotations[opentunnel_operator::crd::OPENING_ANNOTATION].is_string()
+        self.method == "PATCH" && annotations[opentunnel_api::OPENING_ANNOTATION].is_string()
     }
 
     /// Whether it writes a Tunnel's status, with this reason in the main condition.

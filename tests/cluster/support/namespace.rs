@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Config, Resource};
-use opentunnel_operator::crd::{Condition, Tunnel, TunnelStatus};
+use opentunnel_api::{Condition, Tunnel, TunnelStatus};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -228,6 +228,11 @@ pub async fn client(kubeconfig: &Path) -> Client {
 /// A Tunnel's status.
 pub fn status(tunnel: &Tunnel) -> &TunnelStatus {
     tunnel.status.as_ref().expect("a status")
+}
+
+/// The names in a Tunnel's `status.secrets`.
+pub fn secret_names(tunnel: &Tunnel) -> Vec<&str> {
+    status(tunnel).secrets.iter().flatten().map(|secret| secret.name.as_str()).collect()
 }
 
 /// A Tunnel's main condition: the first.

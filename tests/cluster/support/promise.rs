@@ -2,7 +2,7 @@
 //! the Secrets are those that AWS accepts.
 
 use super::namespace::Namespace;
-use opentunnel_operator::crd::ClientMode;
+use opentunnel_api::ClientMode;
 use secure_tunneling_emulator::Emulator;
 use std::fmt;
 

@@ -1,63 +1,60 @@
 //! The writes of Secrets: each conditioned by what was read.
 
-use super::{Failed, Fault, Step};
-use crate::world::Secret;
+use super::{Effect, Fault, failed};
+use crate::world::{Data, Secret};
+use opentunnel_operator::step::Outcome;
 
-impl Step<'_> {
-    /// Whether the Secret is as it was read; what fails is noted.
-    fn may_write(&mut self, name: usize) -> Result<bool, Failed> {
-        self.wrote = true;
-        if self.fault == Some(Fault::Refused) {
-            return Err(Failed);
-        }
+impl Effect<'_> {
+    /// Whether the Secret is as it was read; a write to somebody else's is wrong.
+    fn fits_secret(&mut self, name: usize) -> bool {
         let version = |s: &Option<Secret>| s.as_ref().map(|s| s.version);
         let read = self.reconcile.secrets.as_ref().expect("read before");
         let present = &self.world.secrets[name];
         let fits = version(present) == version(&read[name]) || self.rules.unconditioned;
-        if !fits {
-            (self.reconcile.secrets, self.reconcile.read) = (None, None);
-        } else if present.as_ref().is_some_and(|s| s.owner != Some(self.reconcile.view.uid)) {
+        if fits && present.as_ref().is_some_and(|s| s.owner != Some(self.reconcile.view.uid)) {
             self.wrong = Some("a Secret of somebody else's is written");
         }
-        Ok(fits)
+        fits
     }
 
-    pub(super) fn write_secret(&mut self, index: usize, generation: i64) -> Result<(), Failed> {
-        let name = self.name(index);
-        let Some(answer) = self.mem.answer.clone().map(|a| a.data) else { return Ok(()) };
-        if !self.may_write(name)? {
-            return Ok(());
+    /// Writes it, or deletes it.
+    fn put(&mut self, name: u8, secret: Option<Secret>, keep: bool) -> Outcome {
+        let name = usize::from(name);
+        self.wrote = true;
+        if self.fault == Some(Fault::Refused) {
+            return failed();
         }
-        let mode = self.specs[usize::from(self.reconcile.view.spec)][index].1;
+        if !self.fits_secret(name) {
+            return Outcome::SecretConflict;
+        }
+        if !keep {
+            self.world.secrets[name].clone_from(&secret);
+        }
+        match self.fault {
+            Some(Fault::Lost) => failed(),
+            Some(_) => Outcome::SecretConflict,
+            None => {
+                let written = secret.is_some();
+                self.reconcile.secrets.as_mut().expect("read before")[name] = secret;
+                Outcome::SecretWritten(written.then(Box::default))
+            }
+        }
+    }
+
+    pub(super) fn write_secret(&mut self, name: u8, data: Data, generation: i64) -> Outcome {
         let secret = Secret {
             version: self.world.next_version(),
             owner: Some(self.reconcile.view.uid),
             generation: u8::try_from(generation).unwrap_or(u8::MAX),
-            data: answer.of(mode),
+            data,
             sound: true,
         };
-        self.world.secrets[name] = Some(secret.clone());
-        match self.fault {
-            Some(Fault::Lost) => return Err(Failed),
-            Some(_) => (self.reconcile.secrets, self.reconcile.read) = (None, None),
-            None => self.reconcile.secrets.as_mut().expect("read before")[name] = Some(secret),
-        }
-        Ok(())
+        self.put(name, Some(secret), false)
     }
 
-    pub(super) fn delete_secret(&mut self, index: usize) -> Result<(), Failed> {
-        let name = self.name(index);
-        if self.may_write(name)? {
-            if !(self.rules.keeps_secrets && self.memory.answer.is_none()) {
-                self.world.secrets[name] = None;
-            }
-            self.reconcile.secrets = None;
-            match self.fault {
-                Some(Fault::Lost) => return Err(Failed),
-                Some(_) => self.reconcile.read = None,
-                None => {}
-            }
-        }
-        Ok(())
+    pub(super) fn delete_secret(&mut self, name: u8) -> Outcome {
+        let memory = self.world.operators[self.i].memory.as_ref();
+        let keep = self.rules.keeps_secrets && memory.is_some_and(|m| m.answer.is_none());
+        self.put(name, None, keep)
     }
 }

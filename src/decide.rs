@@ -1,0 +1,177 @@
+//! What to do next for one Tunnel. Pure: no client, no clock, no await, no randomness.
+//!
+//! OpenTunnel costs money, cannot be repeated safely, and says the tokens once. So whoever opens claims first, whoever
+//! finds a claim searches first, and every write is conditioned by what was read. What each rule is there for stands
+//! beside it; docs/protocol.md tells the whole.
+//!
+//! The decision is a match over what is wanted ([`Goal`]) and where the Tunnel is ([`Phase`]). Three gates stand before
+//! it: an answer with tokens that is in hand, a Tunnel that is gone, a tunnel of another account. One stands behind it:
+//! what this process may do ([`Standing`]).
+
+mod deliver;
+mod ending;
+mod opening;
+mod ready;
+mod secrets;
+mod waiting;
+
+use crate::clock::Now;
+use crate::facts::{Facts, Limits, Standing, View};
+use crate::memory::{AnswerOf, Memory};
+use crate::read::Object;
+use crate::record::{Change, Phase};
+use crate::step::{Lane, Step, Wait};
+use crate::tunnels::{CallErrorKind, Found, InAccount, Search};
+use jiff::{SignedDuration, Timestamp};
+use opentunnel_api::Reason;
+use secrets::TokenSecret;
+use std::time::Duration;
+
+/// What a Tunnel wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// A tunnel that is open, with its live tokens in the Secrets.
+    Open,
+    /// No tunnel.
+    Down(Down),
+}
+
+/// Why a Tunnel wants no tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Its deletion was asked for.
+    Deleted,
+}
+
+impl Goal {
+    /// What this one wants.
+    pub fn of(object: &Object) -> Self {
+        if object.deleted_at.is_some() { Self::Down(Down::Deleted) } else { Self::Open }
+    }
+}
+
+/// What to do next.
+pub fn decide(view: &View, facts: &Facts, memory: &Memory, standing: Standing, limits: &Limits, now: Now) -> Step {
+    let case = Case::new(view, facts, memory, standing, limits, now);
+    match standing {
+        Standing::Leads { .. } => case.next(),
+        Standing::Stopping { .. } => {
+            let step = case.next();
+            if starts_something(&step) { Step::Wait(Wait::default()) } else { step }
+        }
+        Standing::Finishes if !memory.is_in_hand(&view.object) => Step::Wait(Wait::default()),
+        Standing::Finishes => case.finish(case.next()),
+    }
+}
+
+/// Whether a step starts something that goes on after it.
+fn starts_something(step: &Step) -> bool {
+    matches!(step, Step::Claim { new: true, .. } | Step::Record(Change::Rotating { .. } | Change::Adopted { .. }))
+}
+
+/// The reason that a failed call gives.
+pub fn failure_reason(kind: CallErrorKind) -> Reason {
+    match kind {
+        CallErrorKind::AccessDenied => Reason::AccessDenied,
+        CallErrorKind::InvalidRequest | CallErrorKind::NotFound => Reason::InvalidRequest,
+        CallErrorKind::LimitExceeded | CallErrorKind::Throttled | CallErrorKind::Unreachable | CallErrorKind::Doubt => {
+            Reason::AwsUnavailable
+        }
+    }
+}
+
+struct Case<'a> {
+    object: &'a Object,
+    view: &'a View,
+    facts: &'a Facts,
+    memory: &'a Memory,
+    /// The last completed search that counts.
+    search: Option<&'a Search>,
+    /// The Secrets that the spec names, in its order.
+    secrets: Vec<TokenSecret<'a>>,
+    /// Secrets that held its tokens, or are its own, and that the spec names no more.
+    former: Vec<TokenSecret<'a>>,
+    limits: &'a Limits,
+    now: Now,
+}
+
+impl<'a> Case<'a> {
+    fn new(
+        view: &'a View,
+        facts: &'a Facts,
+        memory: &'a Memory,
+        standing: Standing,
+        limits: &'a Limits,
+        now: Now,
+    ) -> Self {
+        let object = &view.object;
+        // What was found before this process led may have been closed by another since.
+        let counts = |search: &&Search| standing.leads_since().is_some_and(|since| search.started >= since);
+        let all = facts.secrets.iter().map(|facts| TokenSecret::judge(object, facts));
+        let (secrets, former) = all.partition(|secret| secret.wanted.is_some());
+        Self { object, view, facts, memory, search: facts.search.as_ref().filter(counts), secrets, former, limits, now }
+    }
+
+    fn next(&self) -> Step {
+        if let Some(answer) = &self.memory.answer
+            && let Some(step) = self.judge(answer)
+        {
+            return step;
+        }
+        if self.view.gone {
+            return Step::Wait(Wait::default());
+        }
+        if let (Some(tunnel), InAccount::No) = (&self.object.record.tunnel, self.facts.in_account) {
+            return self.leave_alone(tunnel);
+        }
+        match (Goal::of(self.object), self.object.record.phase()) {
+            (Goal::Open, Phase::None) => self.open(),
+            (Goal::Open, Phase::Open(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.make_ready(tunnel)),
+            (Goal::Open, Phase::Ready(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.keep_ready(tunnel)),
+            (Goal::Open, Phase::Ended(_)) => self.rest(),
+            (Goal::Down(Down::Deleted), _) => self.delete(),
+        }
+    }
+
+    /// What a process that does not lead does of a step: it finishes what it has in hand.
+    fn finish(&self, step: Step) -> Step {
+        let Some(answer) = &self.memory.answer else {
+            // The rotation that it owes is claimed; whoever leads makes it.
+            let claims = matches!(
+                step,
+                Step::Read
+                    | Step::Queue(Lane::Rotate)
+                    | Step::TryCreate { .. }
+                    | Step::Record(Change::Rotating { .. })
+                    | Step::Wait(_)
+            );
+            return if claims { step } else { Step::Wait(Wait::default()) };
+        };
+        match (step, &answer.of) {
+            (step @ (Step::Read | Step::Forget | Step::CloseSurplus { .. }), _) => step,
+            // What it opened for a Tunnel that is being deleted it closes by itself, unless the leader has adopted it.
+            (_, AnswerOf::Open(attempt)) if Goal::of(self.object) != Goal::Open => {
+                Step::CloseSurplus { tunnel: answer.tunnel.clone(), attempt: attempt.clone() }
+            }
+            (step, _) => step,
+        }
+    }
+
+    /// Tunnels that a search found and nobody has closed since.
+    fn found(&self) -> impl Iterator<Item = &'a Found> {
+        let memory = self.memory;
+        let found = self.search.into_iter().flat_map(|s| &s.found);
+        found.filter(move |f| !memory.ending.closed.contains(&f.tunnel.id))
+    }
+}
+
+fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
+    time.saturating_add(by).unwrap_or(Timestamp::MAX)
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+#[cfg(test)]
+mod tests;

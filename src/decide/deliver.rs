@@ -1,0 +1,119 @@
+//! An answer with tokens is in hand: what becomes of them.
+
+use super::Case;
+use super::secrets::SecretState;
+use crate::memory::{Answer, AnswerOf};
+use crate::record::{Change, Phase};
+use crate::step::{Refusal, Step};
+use crate::tunnels::{Attempt, Owner};
+use crate::whose::{Whose, whose};
+
+impl Case<'_> {
+    /// An answer is judged against the object as it is now, not as it was when the call left. `None`: its tunnel is for
+    /// [`Case::delete`] to close.
+    pub(super) fn judge(&self, answer: &Answer) -> Option<Step> {
+        if !self.view.gone && self.view.read_at.is_none_or(|at| at < answer.at) {
+            return Some(Step::Read);
+        }
+        match &answer.of {
+            AnswerOf::Open(attempt) => self.judge_opened(answer, attempt),
+            AnswerOf::Rotate(generation) => Some(self.judge_tokens(answer, *generation, false)),
+            AnswerOf::Secrets(generation) => Some(self.judge_tokens(answer, *generation, true)),
+        }
+    }
+
+    fn judge_opened(&self, answer: &Answer, attempt: &Attempt) -> Option<Step> {
+        let surplus = || Some(Step::CloseSurplus { tunnel: answer.tunnel.clone(), attempt: attempt.clone() });
+        if self.view.gone {
+            return surplus();
+        }
+        let key = &self.object.key;
+        // This process has opened it: so that is what its owner tag says.
+        let (cluster, namespace, uid) = (String::new(), key.namespace.clone(), key.uid.clone());
+        let owner = Owner { cluster, namespace, uid, attempt: attempt.clone() };
+        match whose(&answer.tunnel.id, &owner, "", &self.object.claimant()) {
+            // Adopted by somebody else, or our own write was carried out though its answer was lost.
+            Whose::Named => Some(Step::Forget),
+            _ if self.object.deleted_at.is_some() => None,
+            Whose::Surplus | Whose::Foreign => surplus(),
+            Whose::Adoptable => match &self.object.record.claim {
+                // Wiped by a user (kubectl replace): its opener writes it again and goes on.
+                None => Some(Step::Claim { attempt: attempt.clone(), new: false }),
+                Some(claim) if claim != attempt => surplus(),
+                Some(_) => Some(self.in_trouble().unwrap_or_else(|| self.deliver_opened(answer))),
+            },
+        }
+    }
+
+    fn deliver_opened(&self, answer: &Answer) -> Step {
+        let generation = self.object.record.token_generation + 1;
+        let (tunnel, at) = (answer.tunnel.clone(), answer.wall);
+        if self.foreign_secret().is_some() {
+            return Step::Record(Change::OpenedInConflict { tunnel, at, generation });
+        }
+        self.deliver(answer, generation, generation - 1, |secrets| Change::Opened { tunnel, at, generation, secrets })
+    }
+
+    /// Tokens of an open tunnel that is recorded: new ones, or (`reused`) those that its Secrets hold.
+    fn judge_tokens(&self, answer: &Answer, generation: i64, reused: bool) -> Step {
+        let record = &self.object.record;
+        let tunnel = match record.phase() {
+            Phase::Ready(tunnel) if reused => tunnel,
+            Phase::Open(tunnel) if !reused => tunnel,
+            _ => return Step::Forget,
+        };
+        let superseded = tunnel.reference.id != answer.tunnel.id || record.token_generation != generation;
+        // The spec may want a side by now that the answer has not.
+        let lacks = !answer.tokens.have(self.object.client_mode());
+        // While the API server refuses a Secret, the end must not wait for it.
+        let ended = self.has_ended(tunnel).is_some();
+        if self.view.gone || self.object.deleted_at.is_some() || superseded || lacks || ended {
+            return Step::Forget;
+        }
+        if self.foreign_secret().is_some() {
+            return Step::Record(Change::Report(self.conflict()));
+        }
+        // The same generation's tokens may come where they did not stand before.
+        let below = if reused { generation } else { generation - 1 };
+        let done = if reused { Change::SecretsUpdated } else { Change::Rotated };
+        self.deliver(answer, generation, below, done)
+    }
+
+    /// Puts the answer's tokens into the Secrets, each only over a lower generation, at most `below`: an adopter's
+    /// always win over its late opener's.
+    fn deliver(
+        &self,
+        answer: &Answer,
+        generation: i64,
+        below: i64,
+        done: impl FnOnce(Vec<opentunnel_api::SecretStatus>) -> Change,
+    ) -> Step {
+        if let Some(Refusal::NamespaceEnds) = self.refusal() {
+            return self.wait_for_room();
+        }
+        for secret in &self.secrets {
+            let Some(wanted) = secret.wanted else { continue };
+            let holds = |found: &crate::secrets::FoundSecret| {
+                let written = found.decorated || answer.written.iter().any(|name| name == secret.name);
+                found.generation == generation && found.sound && written
+            };
+            match secret.state {
+                // It is waited for when the others have theirs.
+                SecretState::Terminating => {}
+                SecretState::Ours { found, holds_answer: true, .. } if holds(found) => {}
+                SecretState::Ours { found, .. } if found.generation > below => return Step::Forget,
+                SecretState::Ours { found, .. } if !found.sound => {
+                    return Step::DeleteSecret { name: secret.name.to_owned() };
+                }
+                _ => {
+                    let (tunnel, tokens) = (answer.tunnel.id.clone(), answer.tokens.clone());
+                    return Step::WriteSecret { secret: wanted.clone(), tunnel, tokens, generation };
+                }
+            }
+        }
+        // Until they are gone the status names them, so that whoever goes on from here finds them.
+        self.wait_for_termination()
+            .or_else(|| self.delete_former())
+            .unwrap_or_else(|| Step::Record(done(self.to_record())))
+    }
+}

@@ -1,0 +1,21 @@
+//! What is there when Prometheus asks: read off the watches and the pacers.
+
+use super::{ByReason, Queue, Snapshot};
+use crate::context::Context;
+use crate::read::main_condition;
+use crate::step::Lane;
+use crate::watch::Watch;
+
+/// What the operator has now.
+pub fn snapshot(ctx: &Context, watches: &[Watch]) -> Snapshot {
+    let mut tunnels = ByReason::default();
+    for tunnel in watches.iter().flat_map(Watch::tunnels) {
+        let conditions = tunnel.status.as_ref().and_then(|status| status.conditions.as_deref());
+        tunnels.add(conditions.and_then(main_condition).map(|main| main.reason.as_str()));
+    }
+    let queue = |lane: Lane| {
+        let pacer = ctx.account.pacers.lane(lane);
+        Queue { operation: lane.operation(), depth: pacer.depth(), shut: pacer.gate().map(|gate| gate.cause) }
+    };
+    Snapshot { tunnels, queues: Lane::ALL.map(queue), leads: ctx.leader.leads() }
+}

@@ -1,0 +1,66 @@
+//! Looks at everything that a decision depends on beside what is remembered. Only the Secrets are read; the rest is what
+//! the poller and the pacers have at hand.
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::facts::{Facts, View};
+use crate::memory::Memory;
+use crate::secrets::{self, SecretFacts};
+use crate::tunnels::{Attempt, InAccount};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+
+/// The Secrets that concern a Tunnel, by name, as they were read or written last.
+pub type Secrets = Vec<(String, Option<Secret>)>;
+
+/// Looks. `secrets`: what this reconcile has read of them; they are read (again) where that is not what concerns the
+/// Tunnel now.
+///
+/// # Errors
+/// A Secret cannot be read.
+pub async fn observe(
+    ctx: &Context,
+    view: &View,
+    memory: &Memory,
+    trouble: Option<&str>,
+    secrets: &mut Option<Secrets>,
+) -> Result<Facts, Error> {
+    let (object, account) = (&view.object, &ctx.account);
+    let key = &object.key;
+    let names = secrets::names(object, ctx.owned.names(key));
+    let read = match secrets {
+        Some(read) if read.iter().map(|(name, _)| name).eq(&names) => read,
+        _ => secrets.insert(read_secrets(ctx, &key.namespace, names).await?),
+    };
+    let recorded = object.record.tunnel.as_ref();
+    Ok(Facts {
+        fresh_attempt: Attempt::random(),
+        secrets: read.iter().map(|(name, secret)| facts(ctx, view, memory, name, secret.as_ref())).collect(),
+        search: account.poller.found(key),
+        in_account: recorded.map_or(InAccount::Yes, |t| account.aws.has(&t.reference.arn)),
+        described: recorded.and_then(|t| account.poller.described(&t.reference.id)),
+        reads_fail: account.poller.failing(key),
+        turns: account.pacers.turns(key),
+        gate: account.pacers.lane(crate::step::Lane::Open).gate(),
+        trouble: trouble.map(str::to_owned),
+    })
+}
+
+async fn read_secrets(ctx: &Context, namespace: &str, names: Vec<String>) -> Result<Secrets, Error> {
+    let api: Api<Secret> = Api::namespaced(ctx.kubernetes.client.clone(), namespace);
+    let mut read = Vec::with_capacity(names.len());
+    for name in names {
+        let secret = ctx.kubernetes.request("read the Secret", api.get_opt(&name)).await?;
+        read.push((name, secret));
+    }
+    Ok(read)
+}
+
+fn facts(ctx: &Context, view: &View, memory: &Memory, name: &str, secret: Option<&Secret>) -> SecretFacts {
+    let wanted = view.object.spec.secrets.iter().find(|s| s.name == name);
+    let sha256_of_answer = memory.answer.as_ref().zip(wanted).map(|(answer, wanted)| {
+        let data = secrets::data(wanted.mode, &answer.tokens, &answer.tunnel.id, ctx.account.aws.region());
+        secrets::sha256(&data)
+    });
+    SecretFacts { name: name.to_owned(), found: secret.map(|s| secrets::found(s, wanted)), sha256_of_answer }
+}

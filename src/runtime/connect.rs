@@ -1,0 +1,160 @@
+//! Finds the cluster and AWS, and says what to do where one is missing.
+
+use crate::account::{Account, Use};
+use crate::aws::Aws;
+use crate::clock::Clock;
+use crate::config::{CloseOrphans, Run};
+use crate::context::Context;
+use crate::facts::Limits;
+use crate::kubernetes::{self, Kubernetes};
+use crate::leader::{Election, Leadership};
+use crate::memory::store::Memories;
+use crate::metrics::Metrics;
+use crate::orphans::Scope;
+use crate::orphans::sweep::Sweep;
+use crate::poller::Rounds;
+use crate::read::Key;
+use crate::surplus::Surplus;
+use crate::watch::owned::OwnedSecrets;
+use crate::watch::{self, WATCH_SECONDS};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// The limit of each request at start.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What the other parts begin with.
+pub(super) struct Connected {
+    pub(super) ctx: Arc<Context>,
+    /// Tunnels that are to be woken.
+    pub(super) woken: mpsc::UnboundedReceiver<Key>,
+    /// Surplus tunnels that are to be closed.
+    pub(super) surplus: mpsc::UnboundedReceiver<Surplus>,
+    /// `None`: this process leads whoever else does.
+    pub(super) election: Option<Election>,
+}
+
+pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String> {
+    let config = kubernetes::infer().await.map_err(|e| {
+        format!("no Kubernetes cluster is configured ({e}): run in a Pod with a ServiceAccount, or set KUBECONFIG")
+    })?;
+    let server = config.cluster_url.to_string();
+    let kubernetes = Kubernetes::new(config, Duration::from_secs(WATCH_SECONDS.into()))
+        .map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
+    let client = &kubernetes.client;
+    check_crd(client, &server).await?;
+    if flags.watch_secrets {
+        check_secrets(client, &flags.watch_namespace).await?;
+    }
+    let election = match flags.leader_elect {
+        true => Some(Election::from_env(client).await?),
+        false => None,
+    };
+    let cluster = match &flags.cluster_id {
+        Some(id) => id.clone(),
+        None => cluster_id(client).await?,
+    };
+    let aws = Aws::from_env(flags.aws_timeout, metrics.clone()).await.map_err(|e| e.to_string())?;
+    let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);
+    let (clock, (wake, woken)) = (Clock::new(), mpsc::unbounded_channel());
+    let (account, surplus) = Account::new(aws, how_to_use(flags, cluster), clock, &metrics, &wake);
+    let ctx = Context {
+        kubernetes,
+        account,
+        limits: limits(flags),
+        clock,
+        leader,
+        stopping: AtomicBool::new(false),
+        memories: Memories::default(),
+        owned: OwnedSecrets::default(),
+        wake,
+        metrics,
+    };
+    Ok(Connected { ctx: Arc::new(ctx), woken, surplus, election })
+}
+
+fn limits(flags: &Run) -> Limits {
+    Limits { aws_timeout: flags.aws_timeout, recovery_grace: flags.recovery_grace }
+}
+
+fn how_to_use(flags: &Run, cluster: String) -> Use {
+    let scope = Scope {
+        cluster: cluster.clone(),
+        namespaces: flags.watch_namespace.iter().cloned().collect(),
+        grace: flags.recovery_grace,
+    };
+    Use {
+        cluster,
+        open_rate: flags.open_rate,
+        close_rate: flags.close_rate,
+        rounds: Rounds {
+            interval: flags.poll_interval,
+            wake_all: !flags.watch_secrets,
+            unknown_after: (flags.close_orphans != CloseOrphans::False).then_some(flags.recovery_grace),
+        },
+        sweep: Sweep::new(flags.close_orphans, scope),
+    }
+}
+
+/// Without the rights to list them, the watch of Secrets would never be synced.
+async fn check_secrets(client: &Client, namespaces: &[String]) -> Result<(), String> {
+    let mut apis: Vec<Api<Secret>> = namespaces.iter().map(|n| Api::namespaced(client.clone(), n)).collect();
+    if apis.is_empty() {
+        apis.push(Api::all(client.clone()));
+    }
+    let one = ListParams::default().labels(&watch::secrets::selector()).limit(1);
+    for api in apis {
+        let listed = tokio::time::timeout(START_TIMEOUT, api.list_metadata(&one)).await;
+        if let Ok(Err(kube::Error::Api(status))) = listed
+            && status.code == 403
+        {
+            return Err(format!(
+                "cannot list Secrets ({}): grant list and watch on them, or set --watch-secrets=false",
+                status.message
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn cluster_id(client: &Client) -> Result<String, String> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let namespace = tokio::time::timeout(START_TIMEOUT, api.get("kube-system"))
+        .await
+        .map_err(|_| "the API server does not answer".to_owned())?
+        .map_err(|e| {
+            format!("cannot read the UID of namespace kube-system ({e}): grant get on it, or set --cluster-id")
+        })?;
+    namespace.metadata.uid.ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
+}
+
+/// The CRD must be there, and have all that this operator writes: an older one would drop it silently.
+async fn check_crd(client: &Client, server: &str) -> Result<(), String> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let found = tokio::time::timeout(START_TIMEOUT, api.get_opt("tunnels.opentunnel.dev"))
+        .await
+        .map_err(|_| format!("the Kubernetes API server {server} does not answer within {START_TIMEOUT:?}"))?;
+    let installed = match found {
+        Ok(Some(crd)) => crd,
+        Ok(None) => return Err("the CustomResourceDefinition tunnels.opentunnel.dev is not installed: kubectl apply -f crds/tunnels.yaml (or: opentunnel-operator crd | kubectl apply -f -)".into()),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            tracing::warn!("cannot read the CustomResourceDefinition ({}), so its age is not checked", status.message);
+            return Ok(());
+        }
+        Err(kube::Error::Api(status)) => return Err(format!("the Kubernetes API server {server} refuses: {}", status.message)),
+        Err(e) => return Err(format!("the Kubernetes API server {server} cannot be reached ({e}): is the cluster up, and does KUBECONFIG name it?")),
+    };
+    match opentunnel_api::missing_fields(&installed).as_slice() {
+        [] => Ok(()),
+        missing => Err(format!(
+            "the installed CustomResourceDefinition tunnels.opentunnel.dev is too old (it lacks {}): kubectl apply -f crds/tunnels.yaml",
+            missing.join(", ")
+        )),
+    }
+}

@@ -1,0 +1,270 @@
+//! How a [`Record`] stands in the Tunnel's status. Pure.
+
+use crate::read::Object;
+use crate::record::{Change, Record, floor};
+use crate::step::Report;
+use jiff::Timestamp;
+use opentunnel_api::{Condition, ConditionType, Reason, TunnelStatus};
+
+/// The status of `object` after a change, which makes its record `after`.
+pub fn render(object: &Object, change: &Change, after: &Record, now: Timestamp) -> TunnelStatus {
+    let tunnel = after.tunnel.as_ref();
+    let conditions = match (after.reported, message(object, change, after)) {
+        (Some(reason), Some(message)) => conditions(object, &Report { reason, message }, now),
+        _ => object.conditions.clone(),
+    };
+    TunnelStatus {
+        observed_generation: after.observed_generation,
+        tunnel_id: tunnel.map(|t| t.reference.id.to_string()),
+        tunnel_arn: tunnel.map(|t| t.reference.arn.clone()),
+        state: tunnel.map(|t| t.state),
+        opened_at: tunnel.map(|t| t.opened_at),
+        expires_at: tunnel.map(|t| t.expires_at),
+        closed_at: tunnel.and_then(|t| t.closed_at),
+        secrets: after.secrets.clone(),
+        token_generation: (after.token_generation > 0).then_some(after.token_generation),
+        conditions: Some(conditions),
+    }
+}
+
+/// What the main condition says, for people. `None`: what it said before, and of the same generation of the spec.
+fn message(object: &Object, change: &Change, after: &Record) -> Option<String> {
+    let id = after.tunnel.as_ref().map_or("", |t| t.reference.id.0.as_str());
+    let is_open = || format!("tunnel {id} is open and its access tokens are in the Secrets");
+    Some(match change {
+        Change::Opened { .. } | Change::Rotated(_) | Change::SecretsUpdated(_) => is_open(),
+        Change::Adopted { .. } => format!("tunnel {id}, opened by an earlier attempt, is adopted: it gets new tokens"),
+        Change::Rotating { .. } if after.reported != Some(Reason::Rotating) => return None,
+        Change::Rotating { .. } => format!("tunnel {id} gets new tokens"),
+        Change::Ended { reason: Reason::Expired, .. } => {
+            format!("the lifetime of tunnel {id} ran out ({} min)", object.spec.lifetime.as_mins())
+        }
+        Change::Ended { .. } => format!("tunnel {id} was closed by somebody else"),
+        Change::OpenedInConflict { .. } => format!(
+            "tunnel {id} is open, but a Secret of a name in spec.secrets ({}) is not controlled by this Tunnel, so nothing is written to it: delete or rename it",
+            object.spec.secrets.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
+        ),
+        Change::OpenedAt(_) => return None,
+        Change::Report(report) if report.message.is_empty() => {
+            main_message(&object.conditions).map_or_else(is_open, str::to_owned)
+        }
+        Change::Report(report) => report.message.clone(),
+    })
+}
+
+/// What the main condition says.
+pub fn main_message(conditions: &[Condition]) -> Option<&str> {
+    crate::read::main_condition(conditions).map(|c| c.message.as_str())
+}
+
+/// The conditions for a report: the main one first, `Reconciling` and `Stalled` only while True.
+fn conditions(object: &Object, report: &Report, now: Timestamp) -> Vec<Condition> {
+    let reason = report.reason;
+    let main = if reason.is_end() { ConditionType::Ended } else { ConditionType::Ready };
+    let holds = reason.is_end() || reason == Reason::Open;
+    let mut wanted = vec![(main, if holds { "True" } else { "False" })];
+    if !holds {
+        let why = if reason.is_stalled() { ConditionType::Stalled } else { ConditionType::Reconciling };
+        wanted.push((why, "True"));
+    }
+    let condition = |(type_, status): (ConditionType, &str)| {
+        let type_ = type_.to_string();
+        let same = object.conditions.iter().find(|c| c.type_ == type_ && c.status == status);
+        Condition {
+            type_,
+            status: status.to_owned(),
+            observed_generation: Some(object.generation),
+            last_transition_time: same.map_or_else(|| floor(now), |c| c.last_transition_time),
+            reason: reason.to_string(),
+            message: report.message.clone(),
+        }
+    };
+    wanted.into_iter().map(condition).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::read;
+    use crate::secrets;
+    use crate::tunnels::{Attempt, Found, Owner, Side, Token, Tokens, TunnelId, TunnelRef};
+    use opentunnel_api::{ClientMode, SecretStatus};
+    use serde_json::{Value, json};
+
+    const TOKEN: &str = "CANARYcanary0123456789";
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn object() -> Object {
+        let metadata = json!({
+            "name": "sensor", "namespace": "edge", "uid": "u", "generation": 3,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        });
+        read(&serde_json::from_value(json!({"metadata": metadata, "spec": {}})).unwrap()).unwrap()
+    }
+
+    /// The object with a status, as the API server stores it.
+    fn with_status(object: &Object, status: &TunnelStatus) -> Object {
+        let metadata = json!({
+            "name": "sensor", "namespace": "edge", "uid": "u", "generation": object.generation,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        });
+        read(&serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": status})).unwrap()).unwrap()
+    }
+
+    fn written(object: &Object, change: &Change, now: i64) -> TunnelStatus {
+        let after = object.record.after(change, object.generation, object.spec.lifetime);
+        render(object, change, &after, at(now))
+    }
+
+    fn tunnel() -> TunnelRef {
+        TunnelRef { id: TunnelId("t".into()), arn: "arn:t".into() }
+    }
+
+    fn statuses() -> Vec<SecretStatus> {
+        let side = || Some(Side { access_token: Token::new(TOKEN.into()), client_token: Token::new(TOKEN.into()) });
+        let tokens = Tokens { source: side(), destination: side() };
+        let data = secrets::data(ClientMode::All, &tokens, &tunnel().id, "us-east-1");
+        vec![SecretStatus { name: "sensor-tokens".into(), sha256: secrets::sha256(&data) }]
+    }
+
+    fn opened() -> Change {
+        Change::Opened { tunnel: tunnel(), at: at(100), generation: 1, secrets: statuses() }
+    }
+
+    fn report(reason: Reason) -> Change {
+        Change::Report(Report { reason, message: "words".into() })
+    }
+
+    fn all_changes() -> Vec<Change> {
+        let attempt = Attempt("a".into());
+        let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt };
+        let reports = Reason::ALL.into_iter().map(report);
+        let others = [
+            opened(),
+            Change::OpenedInConflict { tunnel: tunnel(), at: at(100), generation: 1 },
+            Change::Adopted { found: Found { tunnel: tunnel(), owner, created_at: at(90) }, generation: 2 },
+            Change::Rotating { generation: 3, mode: ClientMode::All },
+            Change::Rotated(statuses()),
+            Change::SecretsUpdated(statuses()),
+            Change::Ended { reason: Reason::Expired, closed_at: at(200) },
+            Change::Ended { reason: Reason::Closed, closed_at: at(200) },
+            Change::OpenedAt(at(170)),
+        ];
+        reports.chain(others).collect()
+    }
+
+    /// The conditions in their order: type, status, reason.
+    fn told(status: &TunnelStatus) -> Vec<(String, String, String)> {
+        let conditions = status.conditions.iter().flatten();
+        conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect()
+    }
+
+    #[test]
+    fn the_main_condition_is_ready_or_ended_and_beside_it_stands_why_not() {
+        for reason in Reason::ALL {
+            let wanted: &[_] = match reason {
+                Reason::Open => &[("Ready", "True")],
+                Reason::Expired | Reason::Closed => &[("Ended", "True")],
+                Reason::AccessDenied | Reason::InvalidRequest | Reason::SecretConflict | Reason::WrongAccount => {
+                    &[("Ready", "False"), ("Stalled", "True")]
+                }
+                Reason::Opening
+                | Reason::LimitExceeded
+                | Reason::AwsUnavailable
+                | Reason::Rotating
+                | Reason::Closing => &[("Ready", "False"), ("Reconciling", "True")],
+            };
+            let name = reason.to_string();
+            let wanted: Vec<_> = wanted.iter().map(|(t, s)| ((*t).into(), (*s).into(), name.clone())).collect();
+            assert_eq!(told(&written(&object(), &report(reason), 100)), wanted, "{reason}");
+        }
+    }
+
+    #[test]
+    fn ended_stands_in_place_of_ready() {
+        let ready = with_status(&object(), &written(&object(), &opened(), 100));
+        let ended = written(&ready, &Change::Ended { reason: Reason::Closed, closed_at: at(200) }, 210);
+        assert_eq!(told(&ended), [("Ended".into(), "True".into(), "Closed".into())]);
+        assert_eq!((ended.state, ended.closed_at), (Some(opentunnel_api::TunnelState::Closed), Some(at(200))));
+        assert_eq!(ended.secrets, None);
+        assert_eq!(ended.tunnel_id.as_deref(), Some("t"), "what it was stays");
+    }
+
+    #[test]
+    fn the_time_of_a_transition_stays_while_the_status_of_the_condition_does() {
+        let times = |status: &TunnelStatus| {
+            status.conditions.iter().flatten().map(|c| c.last_transition_time).collect::<Vec<_>>()
+        };
+        let queued = written(&object(), &report(Reason::Opening), 100);
+        assert_eq!(times(&queued), [at(100), at(100)]);
+        let limited = written(&with_status(&object(), &queued), &report(Reason::LimitExceeded), 110);
+        assert_eq!(times(&limited), [at(100), at(100)], "another reason is no transition");
+        let stalled = written(&with_status(&object(), &limited), &report(Reason::AccessDenied), 120);
+        assert_eq!(times(&stalled), [at(100), at(120)], "Ready is False as before; Stalled is new");
+        let ready = written(&with_status(&object(), &stalled), &opened(), 130);
+        assert_eq!(times(&ready), [at(130)]);
+        let same = written(&with_status(&object(), &ready), &Change::SecretsUpdated(statuses()), 140);
+        assert_eq!(times(&same), [at(130)]);
+    }
+
+    #[test]
+    fn it_speaks_of_the_generation_of_the_spec_that_was_decided_on() {
+        let status = written(&object(), &report(Reason::Opening), 100);
+        assert_eq!(status.observed_generation, Some(3));
+        let conditions = status.conditions.unwrap();
+        assert!(conditions.iter().all(|c| c.observed_generation == Some(3)), "{conditions:?}");
+    }
+
+    #[test]
+    fn what_people_read_names_the_tunnel_and_stays_where_nothing_new_is_to_say() {
+        let message = |status: &TunnelStatus| status.conditions.as_ref().unwrap()[0].message.clone();
+        let ready = with_status(&object(), &written(&object(), &opened(), 100));
+        assert_eq!(main_message(&ready.conditions), Some("tunnel t is open and its access tokens are in the Secrets"));
+        let observed = Change::Report(Report { reason: Reason::Open, message: String::new() });
+        assert_eq!(message(&written(&ready, &observed, 110)), main_message(&ready.conditions).unwrap());
+        assert_eq!(
+            message(&written(&ready, &Change::OpenedAt(at(170)), 110)),
+            main_message(&ready.conditions).unwrap()
+        );
+        assert_eq!(message(&written(&object(), &report(Reason::Opening), 100)), "words");
+        let expired = Change::Ended { reason: Reason::Expired, closed_at: at(200) };
+        assert_eq!(message(&written(&ready, &expired, 200)), "the lifetime of tunnel t ran out (720 min)");
+        let conflict = Change::OpenedInConflict { tunnel: tunnel(), at: at(100), generation: 1 };
+        assert!(message(&written(&object(), &conflict, 100)).contains("sensor-tokens"));
+        // That AWS does not answer stands while the rotation is claimed again.
+        let away = with_status(&object(), &written(&ready, &report(Reason::AwsUnavailable), 120));
+        let again = written(&away, &Change::Rotating { generation: 3, mode: ClientMode::All }, 130);
+        assert_eq!((message(&again).as_str(), again.token_generation), ("words", Some(3)));
+    }
+
+    #[test]
+    fn a_status_is_read_back_as_the_record_that_it_was_rendered_of() {
+        for first in all_changes() {
+            let stored = with_status(&object(), &written(&object(), &first, 100));
+            for change in all_changes() {
+                let after = stored.record.after(&change, stored.generation, stored.spec.lifetime);
+                let status = render(&stored, &change, &after, at(300));
+                assert_eq!(with_status(&stored, &status).record, after, "{first:?}, {change:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_merge_of_the_status_takes_out_what_is_not_set_and_has_no_token() {
+        for change in all_changes() {
+            let merge = json!(written(&object(), &change, 100));
+            for field in
+                ["tunnelId", "tunnelArn", "state", "openedAt", "expiresAt", "closedAt", "secrets", "tokenGeneration"]
+            {
+                assert!(merge.as_object().unwrap().contains_key(field), "{field} would stay: {merge}");
+            }
+            assert!(!merge.to_string().contains(TOKEN), "{change:?}");
+        }
+        let ready = with_status(&object(), &written(&object(), &opened(), 100));
+        let merge = json!(written(&ready, &Change::Ended { reason: Reason::Closed, closed_at: at(200) }, 200));
+        assert_eq!(merge["secrets"], Value::Null);
+    }
+}

@@ -1,0 +1,131 @@
+//! Surplus tunnels: opened in vain, for a Tunnel that is gone, or under an attempt that was superseded.
+//! They are closed in the background, because no reconcile comes for them any more.
+
+use crate::clock::Mono;
+use crate::context::Context;
+use crate::read::{Key, Object, read};
+use crate::step::Lane;
+use crate::tunnels::{Attempt, CallErrorKind, Life, Owner, TunnelId, TunnelRef};
+use crate::whose::{Claimant, Whose, whose};
+use jiff::Timestamp;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// No tunnel lives longer than 12 hours.
+const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600 + 600);
+/// The longest pause between two tries.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Closes what comes until `finish`, then what is left.
+pub async fn close_all(
+    ctx: Arc<Context>,
+    mut surplus: mpsc::UnboundedReceiver<Surplus>,
+    finish: impl Future<Output = ()>,
+) {
+    let mut closing = JoinSet::new();
+    tokio::pin!(finish);
+    loop {
+        let next = tokio::select! {
+            next = surplus.recv() => next,
+            Some(_) = closing.join_next() => continue,
+            () = &mut finish, if !surplus.is_closed() => {
+                surplus.close();
+                continue;
+            }
+        };
+        let Some(next) = next else { break };
+        let ctx = ctx.clone();
+        closing.spawn(async move { close(&ctx, &next).await });
+    }
+    while closing.join_next().await.is_some() {}
+}
+
+/// A tunnel that may be surplus.
+#[derive(Clone, Debug)]
+pub struct Surplus {
+    /// The Tunnel that it was opened for.
+    pub key: Key,
+    /// Under this attempt.
+    pub attempt: Attempt,
+    /// Which.
+    pub tunnel: TunnelRef,
+}
+
+/// What becomes of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was adopted since: it is the Tunnel's.
+    Keep,
+    /// The Tunnel names none: whoever searches may adopt it in the very moment of the close, and have a closed one.
+    Wait,
+    /// Nobody wants it.
+    Close,
+}
+
+/// What becomes of a tunnel, by the Tunnel that it was opened for as it is now. `None`: that is gone. Pure.
+pub fn judge(id: &TunnelId, owner: &Owner, claimant: Option<&Claimant>) -> Verdict {
+    match claimant.map(|claimant| whose(id, owner, &owner.cluster, claimant)) {
+        Some(Whose::Named) => Verdict::Keep,
+        Some(Whose::Adoptable) => Verdict::Wait,
+        Some(Whose::Surplus | Whose::Foreign) | None => Verdict::Close,
+    }
+}
+
+async fn close(ctx: &Context, surplus: &Surplus) {
+    let Surplus { key, tunnel, .. } = surplus;
+    let ticket = Key { uid: format!("{}/{}", key.uid, tunnel.id), ..key.clone() };
+    let begun = ctx.clock.mono();
+    let mut pause = Duration::from_secs(1);
+    let pacer = ctx.account.pacers.lane(Lane::Close);
+    while ctx.clock.mono() < begun + LONGEST_LIFE {
+        pacer.acquire(&ticket, Timestamp::now()).await;
+        let done = try_close(ctx, surplus, &ticket, begun).await;
+        pacer.give_back(&ticket);
+        if done {
+            return;
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+        pause = (pause * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Whether nothing is left to do.
+async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) -> bool {
+    let Surplus { key, attempt, tunnel } = surplus;
+    let read_now = ctx.kubernetes.read_tunnel(key).await;
+    let object = match read_now.map(|found| found.map(|t| t.unwrap_or_else(|unreadable| unreadable.readable))) {
+        Ok(found) => found.and_then(|tunnel| read(&tunnel).ok()),
+        Err(error) => {
+            tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot tell yet whether a tunnel is surplus");
+            return false;
+        }
+    };
+    let claimant = object.as_ref().map(Object::claimant);
+    match judge(&tunnel.id, &ctx.account.owner(key, attempt), claimant.as_ref()) {
+        Verdict::Keep => return true,
+        Verdict::Wait => return false,
+        Verdict::Close => {}
+    }
+    let error = match ctx.account.close_tunnel(ticket, &tunnel.id).await {
+        Ok(()) => {
+            tracing::info!(tunnel_id = %tunnel.id, "closed a surplus tunnel");
+            return true;
+        }
+        Err(error) => error,
+    };
+    tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot close a surplus tunnel; trying again");
+    // Not-found may be told of a tunnel that was opened a moment ago.
+    let settled = ctx.clock.mono() > begun + ctx.limits.recovery_grace;
+    match error.kind {
+        CallErrorKind::NotFound => settled,
+        CallErrorKind::InvalidRequest => match ctx.account.poller.read(&tunnel.id).await.map(|d| d.description.life) {
+            Ok(Life::Closed { .. }) => true,
+            Ok(Life::NotFound) => settled,
+            _ => false,
+        },
+        _ => false,
+    }
+}

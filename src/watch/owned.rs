@@ -1,0 +1,134 @@
+//! Which Secrets are whose, as a watch by label shows them: who owns each, and its version. Nothing of
+//! what they hold is kept.
+
+use crate::read::Key;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A Secret's namespace and name.
+pub type SecretName = (String, String);
+
+/// The Secrets that carry the operator's label. Empty where they are not watched.
+#[derive(Default)]
+pub struct OwnedSecrets(Mutex<Index>);
+
+#[derive(Default)]
+struct Index {
+    secrets: HashMap<SecretName, Secret>,
+    /// Names of Secrets, by their Tunnel's namespace and UID: who names another namespace's Tunnel as owner
+    /// has nothing to say about it.
+    names: HashMap<(String, String), BTreeSet<String>>,
+}
+
+struct Secret {
+    owner: Option<Key>,
+    version: Option<String>,
+}
+
+impl OwnedSecrets {
+    /// A Secret stands there, in this version. Returns the Tunnels that have to look at it: whose it was,
+    /// and whose it is.
+    pub fn see(&self, name: SecretName, owner: Option<Key>, version: Option<String>) -> Vec<Key> {
+        let mut known = self.lock();
+        let before = known.remove(&name);
+        if let Some(owner) = &owner {
+            known.names.entry(of(owner)).or_default().insert(name.1.clone());
+        }
+        let changed = before.as_ref().is_none_or(|before| before.version != version);
+        let woken = [before.and_then(|before| before.owner), owner.clone()];
+        known.secrets.insert(name, Secret { owner, version });
+        drop(known);
+        let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
+        woken.dedup();
+        woken
+    }
+
+    /// It is gone, or has lost its label. Returns the Tunnel whose it was.
+    pub fn lose(&self, name: &SecretName) -> Option<Key> {
+        self.lock().remove(name)?.owner
+    }
+
+    /// Those that are covered, but not there any more.
+    pub fn missing(&self, covered: impl Fn(&SecretName) -> bool, there: &HashSet<SecretName>) -> Vec<SecretName> {
+        self.lock().secrets.keys().filter(|name| covered(name) && !there.contains(*name)).cloned().collect()
+    }
+
+    /// The names of a Tunnel's own Secrets.
+    pub fn names(&self, key: &Key) -> Vec<String> {
+        self.lock().names.get(&of(key)).into_iter().flatten().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn of(owner: &Key) -> (String, String) {
+    (owner.namespace.clone(), owner.uid.clone())
+}
+
+impl Index {
+    fn remove(&mut self, name: &SecretName) -> Option<Secret> {
+        let secret = self.secrets.remove(name)?;
+        if let Some(owner) = &secret.owner
+            && let Some(names) = self.names.get_mut(&of(owner))
+        {
+            names.remove(&name.1);
+            if names.is_empty() {
+                self.names.remove(&of(owner));
+            }
+        }
+        Some(secret)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(uid: &str) -> Key {
+        Key { namespace: "edge".into(), name: "sensor".into(), uid: uid.into() }
+    }
+
+    fn secret(name: &str) -> SecretName {
+        ("edge".into(), name.into())
+    }
+
+    fn see(owned: &OwnedSecrets, owner: Option<Key>, version: &str) -> Vec<Key> {
+        owned.see(secret("tokens"), owner, Some(version.into()))
+    }
+
+    #[test]
+    fn a_change_wakes_whose_the_secret_is_and_whose_it_was() {
+        let owned = OwnedSecrets::default();
+        assert_eq!(see(&owned, Some(key("a")), "1"), [key("a")]);
+        assert_eq!(see(&owned, Some(key("a")), "1"), []);
+        assert_eq!(see(&owned, Some(key("a")), "2"), [key("a")]);
+        assert_eq!(owned.names(&key("a")), ["tokens"]);
+        assert_eq!(see(&owned, None, "3"), [key("a")], "its ownerReference was taken away");
+        assert_eq!(owned.names(&key("a")), [""; 0]);
+        assert_eq!(see(&owned, Some(key("b")), "4"), [key("b")]);
+        assert_eq!(owned.lose(&secret("tokens")), Some(key("b")));
+        assert_eq!(owned.lose(&secret("tokens")), None);
+    }
+
+    #[test]
+    fn a_secret_of_another_namespace_is_none_of_a_tunnels() {
+        let owned = OwnedSecrets::default();
+        see(&owned, Some(key("a")), "1");
+        let elsewhere = ("other".to_owned(), "tokens".to_owned());
+        owned.see(elsewhere.clone(), Some(Key { namespace: "other".into(), ..key("a") }), None);
+        owned.see(("other".into(), "more".into()), Some(Key { namespace: "other".into(), ..key("a") }), None);
+        owned.lose(&elsewhere);
+        assert_eq!(owned.names(&key("a")), ["tokens"]);
+    }
+
+    #[test]
+    fn what_a_new_list_has_no_more_is_missing() {
+        let owned = OwnedSecrets::default();
+        see(&owned, Some(key("a")), "1");
+        owned.see(secret("other"), Some(key("a")), None);
+        assert_eq!(owned.missing(|_| true, &HashSet::from([secret("other")])), [secret("tokens")]);
+        assert_eq!(owned.missing(|(namespace, _)| namespace == "x", &HashSet::new()), []);
+    }
+}

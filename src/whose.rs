@@ -1,0 +1,89 @@
+//! Whose an AWS tunnel is: the one rule, by the owner tag and by what Tunnels record. Pure.
+
+use crate::read::Key;
+use crate::tunnels::{Attempt, Owner, TunnelId};
+use opentunnel_api::TunnelState;
+
+/// A Tunnel, as far as it matters to the question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimant {
+    /// Namespace, name and UID.
+    pub key: Key,
+    /// Its deletion was asked for.
+    pub deleting: bool,
+    /// The attempt that claims to open for it.
+    pub claim: Option<Attempt>,
+    /// The tunnel that its status names.
+    pub tunnel: Option<(TunnelId, TunnelState)>,
+}
+
+/// What a tunnel is to a Tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Its status names the tunnel.
+    Named,
+    /// It was opened for this Tunnel, which names no other: the Tunnel adopts it (or has just opened it).
+    Adoptable,
+    /// It was opened for this Tunnel, which names another.
+    Surplus,
+    /// It was not opened for this Tunnel.
+    Foreign,
+}
+
+/// What a tunnel with this owner tag is to a Tunnel of `cluster`.
+pub fn whose(id: &TunnelId, owner: &Owner, cluster: &str, tunnel: &Claimant) -> Whose {
+    match &tunnel.tunnel {
+        Some((named, _)) if named == id => Whose::Named,
+        _ if !is_tagged_for(owner, cluster, &tunnel.key) => Whose::Foreign,
+        None => Whose::Adoptable,
+        // What it names has ended, and its next attempt has opened this one.
+        Some((_, TunnelState::Closed)) if tunnel.claim.as_ref() == Some(&owner.attempt) => Whose::Adoptable,
+        Some(_) => Whose::Surplus,
+    }
+}
+
+/// Whether an owner tag says that a tunnel was opened for this Tunnel. (The name is not in the tag: a UID never comes
+/// back.)
+pub fn is_tagged_for(owner: &Owner, cluster: &str, key: &Key) -> bool {
+    owner.cluster == cluster && owner.namespace == key.namespace && owner.uid == key.uid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(uid: &str, attempt: &str) -> Owner {
+        Owner { cluster: "c".into(), namespace: "edge".into(), uid: uid.into(), attempt: Attempt(attempt.into()) }
+    }
+
+    fn tunnel(named: Option<(&str, TunnelState)>, claim: &str) -> Claimant {
+        Claimant {
+            key: Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() },
+            deleting: false,
+            claim: Some(Attempt(claim.into())),
+            tunnel: named.map(|(id, state)| (TunnelId(id.into()), state)),
+        }
+    }
+
+    #[test]
+    fn a_tunnel_is_told_by_name_then_by_tag() {
+        use TunnelState::{Closed, Open};
+        let is = |owner: &Owner, claimant: &Claimant| whose(&TunnelId("t".into()), owner, "c", claimant);
+        for (owner, claimant, expected) in [
+            (owner("u", "a"), tunnel(Some(("t", Open)), "a"), Whose::Named),
+            (owner("other", "a"), tunnel(Some(("t", Closed)), "a"), Whose::Named),
+            (owner("u", "a"), tunnel(None, "a"), Whose::Adoptable),
+            (owner("u", "a"), tunnel(None, "b"), Whose::Adoptable),
+            (owner("u", "a"), tunnel(Some(("s", Open)), "a"), Whose::Surplus),
+            (owner("u", "a"), tunnel(Some(("s", Closed)), "b"), Whose::Surplus),
+            (owner("u", "a"), tunnel(Some(("s", Closed)), "a"), Whose::Adoptable),
+            (owner("other", "a"), tunnel(None, "a"), Whose::Foreign),
+        ] {
+            assert_eq!(is(&owner, &claimant), expected, "{owner} {claimant:?}");
+        }
+        let elsewhere = Owner { cluster: "d".into(), ..owner("u", "a") };
+        assert_eq!(is(&elsewhere, &tunnel(None, "a")), Whose::Foreign);
+        let elsewhere = Owner { namespace: "core".into(), ..owner("u", "a") };
+        assert_eq!(is(&elsewhere, &tunnel(None, "a")), Whose::Foreign);
+    }
+}
