@@ -152,11 +152,11 @@ async fn each_example_is_accepted_in_a_namespace_with_the_baseline_of_pod_securi
 }
 
 #[test]
-fn the_pods_in_the_readme_are_the_examples() {
-    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
-    for file in ["pump-7-pod.yaml", "sensor-42-pod.yaml"] {
+fn the_pods_in_the_docs_are_the_examples() {
+    for (page, file) in [("README.md", "pump-7-pod.yaml"), ("docs/consumers.md", "sensor-42-pod.yaml")] {
+        let text = fs::read_to_string(repository().join(page)).expect("a page");
         let example = fs::read_to_string(repository().join("deploy/examples").join(file)).expect("an example");
-        assert!(readme.contains(&format!("```yaml\n{example}```")), "README.md does not show {file} as it is");
+        assert!(text.contains(&format!("```yaml\n{example}```")), "{page} does not show {file} as it is");
     }
 }
 
