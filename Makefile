@@ -9,6 +9,9 @@ CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
 
+# Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
+GO := CGO_ENABLED=0 go -C
+
 # A change of its requirements makes another one.
 BOTOCORE_TESTS := emulator/tests/botocore
 BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
@@ -99,18 +102,18 @@ $(CARGO_DENY):
 
 promtool: ## Build what lints metrics as `promtool check metrics` does, for a test (which takes promtool itself, too)
 	$(step) "dev/promlint"
-	@CGO_ENABLED=0 go -C dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
+	@$(GO) dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
 	$(step) "Kubernetes control plane"
-	@go -C dev/cluster build -o $(OPENTUNNEL_CLUSTER_BIN) .
+	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build
 
 go-test:
 	$(step) "go vet, go test"
-	@go -C dev/cluster vet ./...
-	@go -C dev/cluster test -timeout 30m ./...
+	@$(GO) dev/cluster vet -trimpath ./...
+	@$(GO) dev/cluster test -trimpath -timeout 30m ./...
 
 emulator-botocore: $(BOTOCORE) ## Try the emulator with AWS's own Python client
 	$(step) "emulator, by botocore"
