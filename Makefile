@@ -22,7 +22,7 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help demo test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -30,10 +30,13 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Built tools are kept in $(CACHE)"
 
-demo: prerequisites cluster ## Show the operator at work on a real API server (KEEP=1: and leave it running)
-	$(step) "cargo build"
-	@cargo build --workspace
+demo: prerequisites cluster build ## Show the operator at work on a real API server (KEEP=1: and leave it running)
 	@python3 -B dev/demo
+
+# With a test, for its features of the dependencies: else cargo would build 45 of them once more for `make test`.
+build:
+	$(step) "cargo build"
+	@cargo build --workspace --bins --test emulator
 
 # The tests on the control plane wait more than they compute: more threads than cores.
 test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
@@ -110,14 +113,13 @@ cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minute
 	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build
 
-go-test:
+go-test: cluster
 	$(step) "go vet, go test"
 	@$(GO) dev/cluster vet -trimpath ./...
 	@$(GO) dev/cluster test -trimpath -timeout 30m ./...
 
-emulator-botocore: $(BOTOCORE) ## Try the emulator with AWS's own Python client
+emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python client
 	$(step) "emulator, by botocore"
-	@cargo build -p secure-tunneling-emulator
 	@EMULATOR=$$(pwd)/target/debug/secure-tunneling-emulator $(BOTOCORE)/bin/python3 -B $(BOTOCORE_TESTS)
 
 $(BOTOCORE):
