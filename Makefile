@@ -21,7 +21,14 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+
+# One thing after the other, but for what is given to this: of it two at a time. What waits for the network or for a
+# control plane, or has one thread, goes beside what computes.
+TWO_AT_ONCE = $(MAKE) --no-print-directory -j2 AT_ONCE=1
+ifndef AT_ONCE
 .NOTPARALLEL:
+endif
+
 .PHONY: help demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
@@ -30,7 +37,8 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Built tools are kept in $(CACHE)"
 
-demo: prerequisites cluster build ## Show the operator at work on a real API server (KEEP=1: and leave it running)
+demo: prerequisites ## Show the operator at work on a real API server (KEEP=1: and leave it running)
+	+@$(TWO_AT_ONCE) cluster build
 	@python3 -B dev/demo
 
 # With a test, for its features of the dependencies: else cargo would build 45 of them once more for `make test`.
@@ -39,7 +47,8 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 # The tests on the control plane wait more than they compute: more threads than cores.
-test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
+test: test-prerequisites fmt ## All that CI checks
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
