@@ -7,11 +7,13 @@ export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-PROMTOOL_VERSION := v0.316.0
-export OPENTUNNEL_PROMTOOL := $(CACHE)/promtool-$(PROMTOOL_VERSION)/promtool
+export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
+
+# Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
+GO := CGO_ENABLED=0 go -C
 
 # A change of its requirements makes another one.
-BOTOCORE_TESTS := emulator/tests/botocore
+BOTOCORE_TESTS := crates/emulator/tests/botocore
 BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
 
 # Its tag is the version that deploy/ names.
@@ -19,8 +21,15 @@ IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+
+# One thing after the other, but for what is given to this: of it two at a time. What waits for the network or for a
+# control plane, or has one thread, goes beside what computes.
+TWO_AT_ONCE = $(MAKE) --no-print-directory -j2 AT_ONCE=1
+ifndef AT_ONCE
 .NOTPARALLEL:
-.PHONY: help demo test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+endif
+
+.PHONY: help demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -28,13 +37,18 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Built tools are kept in $(CACHE)"
 
-demo: prerequisites cluster ## Show the operator at work on a real API server (KEEP=1: and leave it running)
-	$(step) "cargo build"
-	@cargo build --workspace
+demo: prerequisites ## Show the operator at work on a real API server (KEEP=1: and leave it running)
+	+@$(TWO_AT_ONCE) cluster build
 	@python3 -B dev/demo
 
+# With a test, for its features of the dependencies: else cargo would build 45 of them once more for `make test`.
+build:
+	$(step) "cargo build"
+	@cargo build --workspace --bins --test emulator
+
 # The tests on the control plane wait more than they compute: more threads than cores.
-test: test-prerequisites fmt clippy deny cluster promtool go-test emulator-botocore ## All that CI checks
+test: test-prerequisites fmt ## All that CI checks
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
 
@@ -81,7 +95,7 @@ image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"
 	@cargo fmt --all --check
-	@wrong=$$("$$(go env GOROOT)/bin/gofmt" -l dev/cluster); \
+	@wrong=$$("$$(go env GOROOT)/bin/gofmt" -l dev); \
 	if [ -n "$$wrong" ]; then echo "not formatted, see gofmt -w: $$wrong"; exit 1; fi
 
 clippy: ## Lint the Rust code
@@ -98,28 +112,23 @@ $(CARGO_DENY):
 	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-deny \
 		--version $(CARGO_DENY_VERSION) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 
-promtool: $(OPENTUNNEL_PROMTOOL) ## Build Prometheus' promtool, which a test of the metrics asks
+promtool: ## Build what lints metrics as `promtool check metrics` does, for a test (which takes promtool itself, too)
+	$(step) "dev/promlint"
+	@$(GO) dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
-
-# Without the clouds' service discovery, which checks no metrics.
-$(OPENTUNNEL_PROMTOOL):
-	$(step) "go install promtool $(PROMTOOL_VERSION): about 3 minutes, the first time"
-	@GOBIN=$(@D) CGO_ENABLED=0 go install -trimpath -tags remove_all_sd -ldflags "-s -w" \
-		github.com/prometheus/prometheus/cmd/promtool@$(PROMTOOL_VERSION)
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
 	$(step) "Kubernetes control plane"
-	@go -C dev/cluster build -o $(OPENTUNNEL_CLUSTER_BIN) .
+	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build
 
-go-test:
+go-test: cluster
 	$(step) "go vet, go test"
-	@go -C dev/cluster vet ./...
-	@go -C dev/cluster test -timeout 30m ./...
+	@$(GO) dev/cluster vet -trimpath ./...
+	@$(GO) dev/cluster test -trimpath -timeout 30m ./...
 
-emulator-botocore: $(BOTOCORE) ## Try the emulator with AWS's own Python client
+emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python client
 	$(step) "emulator, by botocore"
-	@cargo build -p secure-tunneling-emulator
 	@EMULATOR=$$(pwd)/target/debug/secure-tunneling-emulator $(BOTOCORE)/bin/python3 -B $(BOTOCORE_TESTS)
 
 $(BOTOCORE):

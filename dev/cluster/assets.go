@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// programs are the names of what a control plane needs, and of the folders
-// under cmd that they are built from.
+// programs are the names of what a control plane needs. Built, they are one
+// program (cmd/controlplane) that has four names.
 var programs = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kubectl"}
 
 // source is what the programs are built from. It is part of this program, so
@@ -131,7 +131,7 @@ func cacheDir() (string, error) {
 // cacheKey names everything that a built program depends on.
 func cacheKey() (string, error) {
 	hash := sha256.New()
-	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, buildFlags())
+	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, buildFlags(), lean)
 	err := fs.WalkDir(source, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
