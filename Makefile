@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -86,6 +86,10 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | awk '\
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
+
+docs: ## Write what is generated of docs/: flags.md, tunnel.md (tests compare them)
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 
 image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
 	@for engine in docker podman buildah; do \

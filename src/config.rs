@@ -152,6 +152,44 @@ mod tests {
         }
     }
 
+    /// docs/flags.md: what the program says of itself.
+    fn reference() -> String {
+        use clap::CommandFactory;
+        let command = Command::command();
+        let run = command.find_subcommand("run").expect("run");
+        let mut text = String::from(
+            "# Flags of `opentunnel-operator run`\n\nEvery flag has a twin in the environment. A test makes this page of the program's \
+             own `--help`.\n\n| flag | environment | default | |\n|---|---|---|---|\n",
+        );
+        for arg in run.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+            let (help, stated) = match help.split_once("[default: ") {
+                Some((help, default)) => (help.to_owned(), Some(default.trim_end_matches(']').to_owned())),
+                None => (help, None),
+            };
+            let values: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned()).collect();
+            let default = stated.unwrap_or_else(|| format!("`{}`", values.join(",")));
+            let env = arg.get_env().map(|env| env.to_string_lossy().into_owned()).unwrap_or_default();
+            let mut words = help.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+            let possible: Vec<_> = arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
+            if !possible.is_empty() && arg.get_action().takes_values() {
+                words += &format!(". One of {}", possible.join(", "));
+            }
+            text += &format!("| `--{}` | `{env}` | {default} | {words} |\n", arg.get_long().unwrap_or_default());
+        }
+        text
+    }
+
+    #[test]
+    fn the_flags_in_docs_are_the_programs() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/flags.md");
+        let text = reference();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &text).expect("docs/flags.md can be written");
+        }
+        assert!(std::fs::read_to_string(&path).unwrap_or_default() == text, "docs/flags.md is old: make docs");
+    }
+
     #[test]
     fn a_wrong_flag_is_told_in_words() {
         for (args, words) in [

@@ -21,7 +21,7 @@ use crate::memory::{AnswerOf, Memory};
 use crate::read::Object;
 use crate::record::{Change, Phase};
 use crate::step::{Lane, Step, Wait};
-use crate::tunnels::{CallErrorKind, Found, InAccount, Search};
+use crate::tunnels::{CallErrorKind, Described, Found, InAccount, Search, TunnelId};
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::Reason;
 use secrets::TokenSecret;
@@ -155,6 +155,11 @@ impl<'a> Case<'a> {
             }
             (step, _) => step,
         }
+    }
+
+    /// What AWS told last of a tunnel.
+    fn described(&self, id: &TunnelId) -> Option<Described> {
+        self.facts.described.iter().find(|(of, _)| of == id).map(|(_, described)| *described)
     }
 
     /// Tunnels that a search found and nobody has closed since.

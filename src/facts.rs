@@ -5,7 +5,7 @@ use crate::pacer::{Gate, Turn};
 use crate::read::Object;
 use crate::secrets::SecretFacts;
 use crate::step::Lane;
-use crate::tunnels::{Attempt, CallError, Described, InAccount, Search};
+use crate::tunnels::{Attempt, CallError, Described, InAccount, Search, TunnelId};
 use std::time::Duration;
 
 /// The operator's settings that decisions depend on.
@@ -70,8 +70,8 @@ pub struct Facts {
     pub search: Option<Search>,
     /// Whether its tunnel is in the operator's account and region.
     pub in_account: InAccount,
-    /// What AWS told last of its tunnel.
-    pub described: Option<Described>,
+    /// What AWS told last of its tunnel, and of others that are its own.
+    pub described: Vec<(TunnelId, Described)>,
     /// What AWS's reads fail with at present.
     pub reads_fail: Option<CallError>,
     /// Its ticket for each lane.

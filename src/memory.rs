@@ -8,7 +8,7 @@ mod see;
 pub mod store;
 
 use crate::clock::Mono;
-use crate::read::Object;
+use crate::read::{Object, SecretSpec};
 use crate::step::Refusal;
 use crate::tunnels::{Attempt, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
@@ -137,8 +137,9 @@ pub struct Answer {
     pub at: Mono,
     /// The same by the local clock.
     pub wall: Timestamp,
-    /// The Secrets that were written with them. (Somebody may take labels off a Secret at once.)
-    pub written: Vec<String>,
+    /// The Secrets that were written with them, each as the spec wanted it then. (Somebody may take labels off a Secret
+    /// at once; and the spec may be edited meanwhile.)
+    pub written: Vec<SecretSpec>,
 }
 
 /// The call that brought tokens.

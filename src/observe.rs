@@ -33,12 +33,16 @@ pub async fn observe(
         _ => secrets.insert(read_secrets(ctx, &key.namespace, names).await?),
     };
     let recorded = object.record.tunnel.as_ref();
+    let search = account.poller.found(key);
+    let found = search.iter().flat_map(|search| &search.found).map(|found| &found.tunnel);
+    let known = recorded.map(|t| &t.reference).into_iter().chain(&memory.owned).chain(found);
+    let described = known.filter_map(|t| Some((t.id.clone(), account.poller.described(&t.id)?))).collect();
     Ok(Facts {
         fresh_attempt: Attempt::random(),
         secrets: read.iter().map(|(name, secret)| facts(ctx, view, memory, name, secret.as_ref())).collect(),
-        search: account.poller.found(key),
+        search,
         in_account: recorded.map_or(InAccount::Yes, |t| account.aws.has(&t.reference.arn)),
-        described: recorded.and_then(|t| account.poller.described(&t.reference.id)),
+        described,
         reads_fail: account.poller.failing(key),
         turns: account.pacers.turns(key),
         gate: account.pacers.lane(crate::step::Lane::Open).gate(),

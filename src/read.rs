@@ -1,15 +1,15 @@
 //! A Tunnel object becomes types that hold nothing invalid: what its spec wants, and what the operator has recorded
 //! on it. Pure.
 
-use crate::record::{Record, RecordedTunnel};
-use crate::tunnels::{Attempt, DestinationConfig, OpenRequest, TunnelId, TunnelRef};
+use crate::record::Record;
+use crate::tunnels::{Attempt, DestinationConfig, OpenRequest};
 use crate::whose::Claimant;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use opentunnel_api::{
-    ClientMode, Condition, ConditionType, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, GENERATIONS,
-    OPENING_ANNOTATION, PREFIX, Reason, TokenSecret, Tunnel, TunnelSpec, TunnelState, TunnelStatus,
+    ClientMode, Condition, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, OPENING_ANNOTATION, PREFIX,
+    TokenSecret, Tunnel, TunnelSpec,
 };
 use std::collections::BTreeMap;
 
@@ -133,7 +133,7 @@ pub fn read(tunnel: &Tunnel) -> Result<Object, Incomplete> {
         record: Record {
             finalizer: tunnel.finalizers().iter().any(|f| f == FINALIZER),
             claim: claim(tunnel.metadata.annotations.as_ref(), &key.uid),
-            ..status.map_or_else(Record::default, |status| record(status, spec.lifetime))
+            ..status.map_or_else(Record::default, |status| Record::of(status, spec.lifetime))
         },
         conditions: status.and_then(|status| status.conditions.clone()).unwrap_or_default(),
         spec,
@@ -179,36 +179,10 @@ fn secret(secret: &TokenSecret) -> SecretSpec {
     }
 }
 
-fn record(status: &TunnelStatus, lifetime: SignedDuration) -> Record {
-    let tunnel = status.tunnel_id.as_ref().map(|id| {
-        let opened_at = status.opened_at.unwrap_or(Timestamp::UNIX_EPOCH);
-        RecordedTunnel {
-            reference: TunnelRef { id: TunnelId(id.clone()), arn: status.tunnel_arn.clone().unwrap_or_default() },
-            state: status.state.unwrap_or(TunnelState::Open),
-            opened_at,
-            expires_at: status.expires_at.unwrap_or_else(|| opened_at.saturating_add(lifetime).unwrap_or(opened_at)),
-            closed_at: status.closed_at,
-        }
-    });
-    Record {
-        tunnel,
-        token_generation: status.token_generation.filter(|g| GENERATIONS.contains(g)).unwrap_or_default(),
-        secrets: status.secrets.clone(),
-        reported: status.conditions.as_deref().and_then(main_condition).and_then(|c| Reason::parse(&c.reason)),
-        observed_generation: status.observed_generation,
-        ..Record::default()
-    }
-}
-
-/// The main condition: `Ready`, or `Ended` in its place.
-pub fn main_condition(conditions: &[Condition]) -> Option<&Condition> {
-    let of_type = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.to_string());
-    of_type(ConditionType::Ended).or_else(|| of_type(ConditionType::Ready))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opentunnel_api::Reason;
     use serde_json::json;
 
     fn tunnel(annotations: serde_json::Value, status: serde_json::Value) -> Object {

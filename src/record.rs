@@ -1,10 +1,11 @@
 //! What the operator has recorded on a Tunnel, and what a status write makes of it. Pure: the model checker goes
 //! through the very same changes. [`status`](crate::status) renders it.
 
+use crate::status::main_condition;
 use crate::step::Report;
-use crate::tunnels::{Attempt, Found, TunnelRef};
+use crate::tunnels::{Attempt, Found, TunnelId, TunnelRef};
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
-use opentunnel_api::{ClientMode, Reason, SecretStatus, TunnelState};
+use opentunnel_api::{ClientMode, GENERATIONS, Reason, SecretStatus, TunnelState, TunnelStatus};
 
 /// What stands on a Tunnel object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -116,6 +117,47 @@ impl Change {
 }
 
 impl Record {
+    /// Reads it off a status. The finalizer and the claim stand elsewhere.
+    pub fn of(status: &TunnelStatus, lifetime: SignedDuration) -> Self {
+        let tunnel = status.tunnel_id.as_ref().map(|id| {
+            let opened_at = status.opened_at.unwrap_or(Timestamp::UNIX_EPOCH);
+            RecordedTunnel {
+                reference: TunnelRef { id: TunnelId(id.clone()), arn: status.tunnel_arn.clone().unwrap_or_default() },
+                state: status.state.unwrap_or(TunnelState::Open),
+                opened_at,
+                expires_at: status
+                    .expires_at
+                    .unwrap_or_else(|| opened_at.saturating_add(lifetime).unwrap_or(opened_at)),
+                closed_at: status.closed_at,
+            }
+        });
+        Self {
+            tunnel,
+            token_generation: status.token_generation.filter(|g| GENERATIONS.contains(g)).unwrap_or_default(),
+            secrets: status.secrets.clone(),
+            reported: status.conditions.as_deref().and_then(main_condition).and_then(|c| Reason::parse(&c.reason)),
+            observed_generation: status.observed_generation,
+            ..Self::default()
+        }
+    }
+
+    /// The fields of a status that hold it; the conditions are not among them.
+    pub fn fields(&self) -> TunnelStatus {
+        let tunnel = self.tunnel.as_ref();
+        TunnelStatus {
+            observed_generation: self.observed_generation,
+            tunnel_id: tunnel.map(|t| t.reference.id.to_string()),
+            tunnel_arn: tunnel.map(|t| t.reference.arn.clone()),
+            state: tunnel.map(|t| t.state),
+            opened_at: tunnel.map(|t| t.opened_at),
+            expires_at: tunnel.map(|t| t.expires_at),
+            closed_at: tunnel.and_then(|t| t.closed_at),
+            secrets: self.secrets.clone(),
+            token_generation: (self.token_generation > 0).then_some(self.token_generation),
+            conditions: None,
+        }
+    }
+
     /// Where the Tunnel is in its life.
     pub fn phase(&self) -> Phase<'_> {
         match &self.tunnel {
@@ -156,6 +198,8 @@ impl Record {
                 record.secrets = None;
             }
             Change::OpenedAt(at) => {
+                // It says nothing of an edit of the spec: that is still to be carried out.
+                record.observed_generation = self.observed_generation;
                 if let Some(tunnel) = &mut record.tunnel {
                     *tunnel = RecordedTunnel::open(&tunnel.reference, *at, lifetime);
                 }
@@ -317,6 +361,14 @@ mod tests {
         assert_eq!(times(&[opened(), ended()]), (at(1_000), at(3_602_000), Some(at(9_000))));
         let late = Change::Opened { tunnel: tunnel("t"), at: Timestamp::MAX, generation: 1, secrets: vec![] };
         assert!(after(&[late]).tunnel.is_some(), "no time is too late to be recorded");
+    }
+
+    #[test]
+    fn a_corrected_time_of_opening_does_not_say_that_an_edit_of_the_spec_was_carried_out() {
+        let ready = after(&[opened()]);
+        let edited = |change: &Change| ready.after(change, 8, LIFETIME).observed_generation;
+        assert_eq!(edited(&Change::OpenedAt(at(70_000))), Some(7));
+        assert_eq!(edited(&Change::SecretsUpdated(secrets("1"))), Some(8));
     }
 
     #[test]

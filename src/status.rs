@@ -8,23 +8,11 @@ use opentunnel_api::{Condition, ConditionType, Reason, TunnelStatus};
 
 /// The status of `object` after a change, which makes its record `after`.
 pub fn render(object: &Object, change: &Change, after: &Record, now: Timestamp) -> TunnelStatus {
-    let tunnel = after.tunnel.as_ref();
     let conditions = match (after.reported, message(object, change, after)) {
         (Some(reason), Some(message)) => conditions(object, &Report { reason, message }, now),
         _ => object.conditions.clone(),
     };
-    TunnelStatus {
-        observed_generation: after.observed_generation,
-        tunnel_id: tunnel.map(|t| t.reference.id.to_string()),
-        tunnel_arn: tunnel.map(|t| t.reference.arn.clone()),
-        state: tunnel.map(|t| t.state),
-        opened_at: tunnel.map(|t| t.opened_at),
-        expires_at: tunnel.map(|t| t.expires_at),
-        closed_at: tunnel.and_then(|t| t.closed_at),
-        secrets: after.secrets.clone(),
-        token_generation: (after.token_generation > 0).then_some(after.token_generation),
-        conditions: Some(conditions),
-    }
+    TunnelStatus { conditions: Some(conditions), ..after.fields() }
 }
 
 /// What the main condition says, for people. `None`: what it said before, and of the same generation of the spec.
@@ -52,9 +40,15 @@ fn message(object: &Object, change: &Change, after: &Record) -> Option<String> {
     })
 }
 
+/// The main condition: `Ready`, or `Ended` in its place.
+pub fn main_condition(conditions: &[Condition]) -> Option<&Condition> {
+    let of_type = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.to_string());
+    of_type(ConditionType::Ended).or_else(|| of_type(ConditionType::Ready))
+}
+
 /// What the main condition says.
 pub fn main_message(conditions: &[Condition]) -> Option<&str> {
-    crate::read::main_condition(conditions).map(|c| c.message.as_str())
+    main_condition(conditions).map(|c| c.message.as_str())
 }
 
 /// The conditions for a report: the main one first, `Reconciling` and `Stalled` only while True.

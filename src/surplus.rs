@@ -129,3 +129,28 @@ async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) 
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentunnel_api::TunnelState;
+
+    #[test]
+    fn a_surplus_tunnel_is_closed_once_its_tunnel_names_another_or_is_gone() {
+        let key = Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() };
+        let owner =
+            Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt: Attempt("a".into()) };
+        let verdict = |named: Option<(&str, TunnelState)>, claim: &str| {
+            let tunnel = named.map(|(id, state)| (TunnelId(id.into()), state));
+            let (key, claim) = (key.clone(), Some(Attempt(claim.into())));
+            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, deleting: false, claim, tunnel }))
+        };
+        use TunnelState::{Closed, Open};
+        assert_eq!(verdict(Some(("t", Open)), "b"), Verdict::Keep, "it was adopted");
+        assert_eq!(verdict(None, "b"), Verdict::Wait, "it may be adopted in this very moment");
+        assert_eq!(verdict(Some(("s", Open)), "a"), Verdict::Close);
+        assert_eq!(verdict(Some(("s", Closed)), "b"), Verdict::Close);
+        assert_eq!(verdict(Some(("s", Closed)), "a"), Verdict::Wait, "its attempt is still claimed");
+        assert_eq!(judge(&TunnelId("t".into()), &owner, None), Verdict::Close, "the Tunnel is gone");
+    }
+}

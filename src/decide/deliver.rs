@@ -93,22 +93,26 @@ impl Case<'_> {
         }
         for secret in &self.secrets {
             let Some(wanted) = secret.wanted else { continue };
-            let holds = |found: &crate::secrets::FoundSecret| {
-                let written = found.decorated || answer.written.iter().any(|name| name == secret.name);
-                found.generation == generation && found.sound && written
+            let write = || {
+                let (tunnel, tokens) = (answer.tunnel.id.clone(), answer.tokens.clone());
+                Step::WriteSecret { secret: wanted.clone(), tunnel, tokens, generation }
             };
             match secret.state {
                 // It is waited for when the others have theirs.
                 SecretState::Terminating => {}
-                SecretState::Ours { found, holds_answer: true, .. } if holds(found) => {}
+                SecretState::Ours { found, holds_answer: true, .. }
+                    if found.generation == generation && found.sound =>
+                {
+                    // What somebody took off at once is not written again; what the spec has named since is.
+                    if !found.decorated && !answer.written.contains(wanted) {
+                        return write();
+                    }
+                }
                 SecretState::Ours { found, .. } if found.generation > below => return Step::Forget,
                 SecretState::Ours { found, .. } if !found.sound => {
                     return Step::DeleteSecret { name: secret.name.to_owned() };
                 }
-                _ => {
-                    let (tunnel, tokens) = (answer.tunnel.id.clone(), answer.tokens.clone());
-                    return Step::WriteSecret { secret: wanted.clone(), tunnel, tokens, generation };
-                }
+                _ => return write(),
             }
         }
         // Until they are gone the status names them, so that whoever goes on from here finds them.

@@ -34,7 +34,7 @@ impl Case<'_> {
     /// Whether the tunnel has ended: by AWS's account, or, where AWS cannot be asked, by the local clock, which may
     /// end Ready and never opens anything.
     pub(super) fn has_ended(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
-        let unknown = |since| self.facts.described.is_none_or(|d| d.asked < since);
+        let unknown = |since| self.described(&tunnel.reference.id).is_none_or(|d| d.asked < since);
         let over = self.memory.ending.expired.is_some_and(unknown)
             && self.facts.reads_fail.is_some()
             && self.now.wall >= later(tunnel.expires_at, clock::TOLERANCE);
@@ -44,7 +44,7 @@ impl Case<'_> {
     /// Whether AWS has told that the tunnel is closed. Not-found counts only once the tunnel is older
     /// than the recovery grace: a listing may lag behind OpenTunnel.
     fn described_end(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
-        let described = self.facts.described?;
+        let described = self.described(&tunnel.reference.id)?;
         let reason = |expired| if expired { Reason::Expired } else { Reason::Closed };
         match described.life {
             Life::Open { .. } => None,
@@ -93,7 +93,8 @@ impl Case<'_> {
                 && self.described_end(t).is_none()
         });
         // A tunnel ends by itself: no deletion hangs longer than it lives, even where AWS is away.
-        let ends = recorded.map_or_else(
+        let own = recorded.filter(|t| !ending.foreign.contains(&t.reference.id));
+        let ends = own.map_or_else(
             || {
                 let lifetime = self.object.spec.lifetime + signed(self.limits.aws_timeout);
                 later(self.object.deleted_at.unwrap_or(self.now.wall), lifetime)
@@ -138,7 +139,7 @@ impl Case<'_> {
         }
     }
 
-    /// An open tunnel of this Tunnel's that its status does not name.
+    /// A tunnel of this Tunnel's that its status does not name, and that may be open.
     fn unnamed(&self, named: Option<&RecordedTunnel>) -> Option<(TunnelRef, Timestamp)> {
         let ending = &self.memory.ending;
         let answered = self.memory.answer.iter().filter(|a| matches!(a.of, AnswerOf::Open(_)));
@@ -149,6 +150,7 @@ impl Case<'_> {
             .map(|a| (a.tunnel.clone(), a.wall))
             .chain(self.found().map(|f| (f.tunnel.clone(), f.created_at)))
             .chain(hidden.map(|t| (t.clone(), self.object.created_at)))
-            .find(|(t, _)| named.is_none_or(|n| n.reference.id != t.id) && !ending.closed.contains(&t.id))
+            .filter(|(t, _)| named.is_none_or(|n| n.reference.id != t.id) && !ending.closed.contains(&t.id))
+            .find(|(t, _)| !matches!(self.described(&t.id).map(|d| d.life), Some(Life::Closed { .. })))
     }
 }

@@ -16,13 +16,13 @@ impl Case<'_> {
         if let Some((reason, closed_at)) = self.has_ended(tunnel) {
             return Some(self.end(reason, closed_at));
         }
-        if let Some(Life::Open { created_at }) = self.facts.described.map(|d| d.life)
+        if let Some(Life::Open { created_at }) = self.described(&tunnel.reference.id).map(|d| d.life)
             && created_at.duration_since(tunnel.opened_at).abs() > clock::TOLERANCE
         {
             return Some(Step::Record(Change::OpenedAt(created_at)));
         }
         if let Some(since) = self.memory.ending.expired
-            && self.facts.described.is_none_or(|d| d.asked < since)
+            && self.described(&tunnel.reference.id).is_none_or(|d| d.asked < since)
         {
             let until = Some(self.now.mono + clock::TOLERANCE.unsigned_abs());
             let need = Some(Need::Describe(tunnel.reference.id.clone()));
@@ -148,7 +148,7 @@ impl Case<'_> {
     /// second close of a closed tunnel answers is not documented.
     pub(super) fn describe_refused(&self, id: &TunnelId) -> Option<Step> {
         let failure = self.memory.backoff.failure.as_ref().filter(|f| f.reason == Reason::InvalidRequest)?;
-        let unknown = self.facts.described.is_none_or(|d| d.asked < failure.at) && self.facts.reads_fail.is_none();
+        let unknown = self.described(id).is_none_or(|d| d.asked < failure.at) && self.facts.reads_fail.is_none();
         let until = Some(failure.retry_at);
         (unknown && self.now.mono < failure.retry_at)
             .then(|| Step::Wait(Wait { need: Some(Need::Describe(id.clone())), until, lane: None }))

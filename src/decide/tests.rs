@@ -304,7 +304,7 @@ impl Given {
             secrets: wanted.chain(former.into_iter().zip(&self.former)).map(facts).collect(),
             search: self.search.clone(),
             in_account: self.in_account,
-            described: self.described,
+            described: self.described.map(|d| (TunnelId("t1".into()), d)).into_iter().collect(),
             reads_fail: self.reads_fail.clone(),
             turns: crate::facts::Turns::all(self.turn),
             gate: self.gate.clone(),

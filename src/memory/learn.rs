@@ -69,7 +69,7 @@ impl Memory {
                 learner.answered(AnswerOf::Secrets(*generation), tunnel, tokens.clone());
             }
             (Step::WriteSecret { secret, .. }, Outcome::SecretWritten(_)) => {
-                learner.memory.answer.iter_mut().for_each(|answer| answer.written.push(secret.name.clone()));
+                learner.memory.answer.iter_mut().for_each(|answer| answer.written.push(secret.clone()));
             }
             (Step::Record(change), Outcome::Written(_)) => learner.recorded(change),
             (Step::Forget, Outcome::Done) => {

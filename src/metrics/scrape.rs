@@ -2,7 +2,7 @@
 
 use super::{ByReason, Queue, Snapshot};
 use crate::context::Context;
-use crate::read::main_condition;
+use crate::status::main_condition;
 use crate::step::Lane;
 use crate::watch::Watch;
 

@@ -79,7 +79,10 @@ impl Sweep {
     /// run again.
     pub async fn run(&self, ctx: &Context, watches: &[Watch]) {
         let _sweeping = Sweeping(&ctx.metrics);
-        while self.mode != CloseOrphans::False {
+        if self.mode == CloseOrphans::False {
+            return;
+        }
+        loop {
             ctx.account.poller.listed().await;
             Pass { sweep: self, ctx, watches, readings: Readings::default() }.run().await;
         }

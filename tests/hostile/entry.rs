@@ -286,7 +286,7 @@ fn answer(dice: &mut Dice, object: &Object) -> Answer {
         1 => AnswerOf::Rotate(generation),
         _ => AnswerOf::Secrets(generation),
     };
-    let written = dice.maybe(|_| object.spec.secrets[0].name.clone()).into_iter().collect();
+    let written = dice.maybe(|_| object.spec.secrets[0].clone()).into_iter().collect();
     Answer { of, tunnel: tunnel_ref(dice, object), tokens: tokens(), at: dice.mono(), wall: dice.time(), written }
 }
 
@@ -380,7 +380,12 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
         secrets,
         search: dice.maybe(|dice| Search { started: dice.mono(), found: dice.maybe(found).into_iter().collect() }),
         in_account: dice.of(&[InAccount::Yes, InAccount::Yes, InAccount::Unknown, InAccount::No]),
-        described: dice.maybe(|dice| Described { life: dice.of(&lives), asked: dice.mono() }),
+        described: dice
+            .maybe(|dice| Described { life: dice.of(&lives), asked: dice.mono() })
+            .zip(object.record.tunnel.as_ref().map(|t| t.reference.id.clone()))
+            .map(|(described, id)| (id, described))
+            .into_iter()
+            .collect(),
         reads_fail: None,
         turns: Turns { open: dice.of(&turns), close: dice.of(&turns), rotate: dice.of(&turns) },
         gate: None,

@@ -193,7 +193,7 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
         secrets: secret_facts(reconcile, view, memory, rules),
         search,
         in_account: InAccount::Yes,
-        described,
+        described: described.map(|d| (tunnel(reconcile.view.tunnel.unwrap_or_default()).id, d)).into_iter().collect(),
         reads_fail: None,
         turns: Turns::all(Turn::Granted),
         gate: None,

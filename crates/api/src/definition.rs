@@ -63,3 +63,82 @@ pub fn missing_fields(installed: &CustomResourceDefinition) -> Vec<String> {
     }
     missing
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// A line for each field, in the order of the schema.
+    fn fields(schema: &JSONSchemaProps, path: &str, lines: &mut Vec<String>) {
+        for (name, field) in schema.properties.iter().flatten() {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let items = match &field.items {
+                Some(JSONSchemaPropsOrArray::Schema(items)) => Some(items.as_ref()),
+                _ => None,
+            };
+            let path = if items.is_some() { format!("{path}[]") } else { path };
+            let required = schema.required.as_ref().is_some_and(|required| required.contains(name));
+            let of = items.unwrap_or(field);
+            let kind = of.format.clone().or_else(|| of.type_.clone()).unwrap_or_default();
+            let mut words = field.description.clone().or_else(|| of.description.clone()).unwrap_or_default();
+            words = words.split('\n').filter(|line| !line.starts_with("- `")).collect::<Vec<_>>().join(" ");
+            if let Some(values) = of.enum_.as_ref().filter(|_| of.properties.is_none()) {
+                let values: Vec<_> = values.iter().map(|v| format!("`{}`", v.0.as_str().unwrap_or_default())).collect();
+                words += &format!(" One of {}.", values.join(", "));
+            }
+            if let Some(default) = &field.default {
+                words += &format!(" Default: `{}`.", default.0.to_string().trim_matches('"'));
+            }
+            let words = words.replace('|', "\\|");
+            let needed = if required { ", required" } else { "" };
+            lines.push(format!("| `{path}` | {kind}{needed} | {} |", words.trim()));
+            fields(of, &path, lines);
+        }
+    }
+
+    /// docs/tunnel.md: what the schema says.
+    fn reference() -> String {
+        let crd = definition();
+        let version = &crd.spec.versions[0];
+        let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).expect("a schema");
+        let mut text = format!(
+            "# Reference of the Tunnel\n\nEvery field of `{}/{}`, as the CustomResourceDefinition has it. A test makes this page of the \
+             schema.\n[The README](../README.md#the-tunnel) shows a manifest and says what the reasons mean.\n",
+            crd.spec.group, version.name
+        );
+        for (part, title) in [("spec", "What is wanted: `spec`"), ("status", "What is: `status`")] {
+            let part_schema = &schema.properties.as_ref().expect("properties")[part];
+            let mut lines = Vec::new();
+            fields(part_schema, part, &mut lines);
+            text += &format!("\n## {title}\n\n| field | type | |\n|---|---|---|\n{}\n", lines.join("\n"));
+        }
+        let columns = version.additional_printer_columns.iter().flatten();
+        let column = |c: &_| -> String {
+            let c: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition =
+                c;
+            let wide = if c.priority.unwrap_or_default() > 0 { "`-o wide`" } else { "" };
+            format!("| {} | `{}` | {wide} |", c.name, c.json_path)
+        };
+        let columns: Vec<_> = columns.map(column).collect();
+        let selectable: Vec<_> =
+            version.selectable_fields.iter().flatten().map(|f| format!("`{}`", f.json_path)).collect();
+        text += &format!(
+            "\n## What `kubectl get` shows\n\n| column | field | |\n|---|---|---|\n{}\n\n`--field-selector` takes {}.\n",
+            columns.join("\n"),
+            selectable.join(" and ")
+        );
+        text
+    }
+
+    #[test]
+    fn the_reference_in_docs_is_what_the_schema_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tunnel.md");
+        let text = reference();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &text).expect("docs/tunnel.md can be written");
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == text, "docs/tunnel.md is old: make docs");
+    }
+}

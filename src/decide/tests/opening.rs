@@ -146,6 +146,8 @@ table! {
         => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
     then_the_status: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![holding(1)])
         => Record(Change::Opened { generation: 1, .. }),
+    a_secret_that_was_written_before_the_spec_was_edited_is_written_again: claimed(0).opened(Some(MONO))
+        .with(|s| s.secrets = vec![but(holding(1), |s| s.decorated = false)]) => WriteSecret { generation: 1, .. },
     each_secret_is_written: claimed(0).opened(Some(MONO)).with(|s| {
         s.object.spec.secrets.push(wanted("b", ClientMode::Source));
         s.secrets = vec![holding(1), missing()];

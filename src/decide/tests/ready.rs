@@ -185,7 +185,7 @@ fn relabelled() -> Given {
 fn undecorated_but_written() -> Given {
     relabelled().reused().with(|s| {
         s.secrets = vec![but(holding(1), |s| s.decorated = false)];
-        s.memory.answer.as_mut().unwrap().written = vec!["sensor-tokens".into()];
+        s.memory.answer.as_mut().unwrap().written = s.object.spec.secrets.clone();
     })
 }
 
@@ -197,6 +197,9 @@ table! {
         .with(|s| s.secrets = vec![but(holding(1), |s| s.decorated = false)]) => WriteSecret { generation: 1, .. },
     taken_off_at_once_by_somebody_else_it_is_not_written_again: undecorated_but_written()
         => Record(Change::SecretsUpdated(_)),
+    written_before_the_spec_was_edited_again_it_is_written_again: undecorated_but_written()
+        .with(|s| drop(s.object.spec.secrets[0].labels.insert("team".into(), "edge".into())))
+        => WriteSecret { generation: 1, .. },
     taken_off_later_neither: relabelled().with(|s| s.object.generation = 1) => Wait(_),
     without_the_label_of_the_watch_it_comes_back_by_rotation: ready()
         .with(|s| s.secrets = vec![but(intact(1, All), |s| s.labelled = false)]) => Record(Change::Rotating { .. }),
