@@ -47,7 +47,8 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
 async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action, Error> {
     let key = watched.key.clone();
     let mut wiped = ctx.memories.take_wiped(&key);
-    let mut sight = Sight::new(watched, kept, wiped);
+    forget_written(kept, wiped);
+    let mut sight = Sight::new(watched, kept);
     let mut last = None;
     for _ in 0..MAX_STEPS {
         let standing = ctx.standing();
@@ -56,6 +57,7 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
         let facts = observe(ctx, &sight.view, &kept.memory, kept.trouble.as_deref(), &mut sight.secrets).await?;
         // The lead may have passed on, or something been wiped, while this was found out.
         wiped = ctx.memories.take_wiped(&key);
+        forget_written(kept, wiped);
         if wiped || ctx.standing() != standing {
             continue;
         }
@@ -85,12 +87,8 @@ struct Sight {
 }
 
 impl Sight {
-    fn new(watched: Object, kept: &mut Kept, wiped: bool) -> Self {
-        // Whatever was written may be gone since: wiped, or forgotten by an etcd that was restored from an older state.
-        if wiped {
-            kept.written = None;
-        }
-        let view = View { object: newest(watched, kept), read_at: None, gone: false, wiped };
+    fn new(watched: Object, kept: &mut Kept) -> Self {
+        let view = View { object: newest(watched, kept), read_at: None, gone: false, wiped: false };
         Self { view, secrets: None }
     }
 
@@ -119,6 +117,13 @@ impl Sight {
             self.view.read_at = None;
         }
         Ok(())
+    }
+}
+
+/// Whatever was written may be gone since: wiped, or forgotten by an etcd that was restored from an older state.
+fn forget_written(kept: &mut Kept, wiped: bool) {
+    if wiped {
+        kept.written = None;
     }
 }
 

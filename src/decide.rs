@@ -18,7 +18,7 @@ mod waiting;
 use crate::clock::Now;
 use crate::facts::{Facts, Limits, Standing, View};
 use crate::memory::{AnswerOf, Memory};
-use crate::read::Object;
+use crate::read::{Down, Goal, Object};
 use crate::record::{Change, Phase};
 use crate::step::{Lane, Step, Wait};
 use crate::tunnels::{CallErrorKind, Described, Found, InAccount, Search, TunnelId};
@@ -26,29 +26,6 @@ use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::Reason;
 use secrets::TokenSecret;
 use std::time::Duration;
-
-/// What a Tunnel wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
-    /// A tunnel that is open, with its live tokens in the Secrets.
-    Open,
-    /// No tunnel.
-    Down(Down),
-}
-
-/// Why a Tunnel wants no tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Down {
-    /// Its deletion was asked for.
-    Deleted,
-}
-
-impl Goal {
-    /// What this one wants.
-    pub fn of(object: &Object) -> Self {
-        if object.deleted_at.is_some() { Self::Down(Down::Deleted) } else { Self::Open }
-    }
-}
 
 /// What to do next.
 pub fn decide(view: &View, facts: &Facts, memory: &Memory, standing: Standing, limits: &Limits, now: Now) -> Step {
@@ -124,7 +101,7 @@ impl<'a> Case<'a> {
         if let (Some(tunnel), InAccount::No) = (&self.object.record.tunnel, self.facts.in_account) {
             return self.leave_alone(tunnel);
         }
-        match (Goal::of(self.object), self.object.record.phase()) {
+        match (self.object.goal(), self.object.record.phase()) {
             (Goal::Open, Phase::None) => self.open(),
             (Goal::Open, Phase::Open(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.make_ready(tunnel)),
             (Goal::Open, Phase::Ready(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.keep_ready(tunnel)),
@@ -150,7 +127,7 @@ impl<'a> Case<'a> {
         match (step, &answer.of) {
             (step @ (Step::Read | Step::Forget | Step::CloseSurplus { .. }), _) => step,
             // What it opened for a Tunnel that is being deleted it closes by itself, unless the leader has adopted it.
-            (_, AnswerOf::Open(attempt)) if Goal::of(self.object) != Goal::Open => {
+            (_, AnswerOf::Open(attempt)) if self.object.goal() != Goal::Open => {
                 Step::CloseSurplus { tunnel: answer.tunnel.clone(), attempt: attempt.clone() }
             }
             (step, _) => step,

@@ -1,6 +1,6 @@
 //! The Kubernetes Event that tells of a step: one per transition and none per retry. Pure.
 
-use crate::read::Object;
+use crate::read::{Goal, Object};
 use crate::record::Change;
 use crate::status::main_message;
 use crate::step::{Identity, Outcome, Step};
@@ -32,7 +32,7 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
         (Step::Untag { tunnel, .. }, Outcome::Parted(Ok(()))) => {
             notice(false, "Retained", format!("tunnel {} stays open, without an owner tag", tunnel.id))
         }
-        (Step::Identify { tunnel, .. }, Outcome::Identified(Ok(Identity::Foreign))) if object.deleted_at.is_some() => {
+        (Step::Identify { tunnel, .. }, Outcome::Identified(Ok(Identity::Foreign))) if object.goal() != Goal::Open => {
             let id = &tunnel.id;
             let words = "which the status names, is not this Tunnel's by its owner tag: it is left alone";
             notice(true, "NotOwned", format!("tunnel {id}, {words}"))

@@ -8,7 +8,7 @@ mod see;
 pub mod store;
 
 use crate::clock::Mono;
-use crate::read::{Object, SecretSpec};
+use crate::read::{Goal, Object, SecretSpec};
 use crate::step::Refusal;
 use crate::tunnels::{Attempt, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
@@ -72,8 +72,8 @@ pub struct Rotating {
 /// What is remembered of the end.
 #[derive(Debug, Default)]
 pub struct Ending {
-    /// Since when deletion was seen.
-    pub deleting: Option<Mono>,
+    /// Since when it is seen to want no tunnel any more.
+    pub down: Option<Mono>,
     /// Since when `expiresAt` was seen to be over.
     pub expired: Option<Mono>,
     /// Tunnels that AWS said are closed (or never were), and those that are untagged.
@@ -195,7 +195,7 @@ impl Memory {
     /// Whether a late Rotate of this process may have revoked the tokens of a Ready Tunnel.
     pub fn owes_rotation(&self, object: &Object) -> bool {
         let late = self.rotating.late.is_some_and(|generation| generation < object.record.token_generation);
-        late && object.record.is_ready() && object.deleted_at.is_none()
+        late && object.record.is_ready() && object.goal() == Goal::Open
     }
 }
 

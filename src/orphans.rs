@@ -95,7 +95,7 @@ impl Shown {
             match whose(&candidate.tunnel.id, &candidate.owner, &candidate.owner.cluster, &tunnel) {
                 Whose::Named => return Self::Owned,
                 Whose::Foreign => {}
-                _ if tunnel.deleting => shown = Self::Deleting,
+                _ if tunnel.down => shown = Self::Deleting,
                 Whose::Adoptable => shown = Self::Opening,
                 Whose::Surplus => shown = Self::HasAnother(tunnel),
             }

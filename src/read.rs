@@ -62,6 +62,22 @@ pub struct Object {
 }
 
 /// What a Tunnel wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// A tunnel that is open, with its live tokens in the Secrets.
+    Open,
+    /// No tunnel.
+    Down(Down),
+}
+
+/// Why a Tunnel wants no tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Its deletion was asked for.
+    Deleted,
+}
+
+/// What the spec of a Tunnel says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// Arguments of OpenTunnel.
@@ -88,6 +104,11 @@ pub struct SecretSpec {
 }
 
 impl Object {
+    /// What the Tunnel wants.
+    pub fn goal(&self) -> Goal {
+        if self.deleted_at.is_some() { Goal::Down(Down::Deleted) } else { Goal::Open }
+    }
+
     /// The sides that any of the wanted Secrets needs.
     pub fn client_mode(&self) -> ClientMode {
         self.spec.secrets.iter().map(|s| s.mode).reduce(ClientMode::union).unwrap_or_default()
@@ -102,7 +123,7 @@ impl Object {
     pub fn claimant(&self) -> Claimant {
         Claimant {
             key: self.key.clone(),
-            deleting: self.deleted_at.is_some(),
+            down: self.goal() != Goal::Open,
             claim: self.record.claim.clone(),
             tunnel: self.record.tunnel.as_ref().map(|t| (t.reference.id.clone(), t.state)),
         }

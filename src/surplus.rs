@@ -143,7 +143,7 @@ mod tests {
         let verdict = |named: Option<(&str, TunnelState)>, claim: &str| {
             let tunnel = named.map(|(id, state)| (TunnelId(id.into()), state));
             let (key, claim) = (key.clone(), Some(Attempt(claim.into())));
-            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, deleting: false, claim, tunnel }))
+            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, down: false, claim, tunnel }))
         };
         use TunnelState::{Closed, Open};
         assert_eq!(verdict(Some(("t", Open)), "b"), Verdict::Keep, "it was adopted");

@@ -9,8 +9,8 @@ use opentunnel_api::TunnelState;
 pub struct Claimant {
     /// Namespace, name and UID.
     pub key: Key,
-    /// Its deletion was asked for.
-    pub deleting: bool,
+    /// It wants no tunnel any more: its way down closes what it has.
+    pub down: bool,
     /// The attempt that claims to open for it.
     pub claim: Option<Attempt>,
     /// The tunnel that its status names.
@@ -59,7 +59,7 @@ mod tests {
     fn tunnel(named: Option<(&str, TunnelState)>, claim: &str) -> Claimant {
         Claimant {
             key: Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() },
-            deleting: false,
+            down: false,
             claim: Some(Attempt(claim.into())),
             tunnel: named.map(|(id, state)| (TunnelId(id.into()), state)),
         }

@@ -3,6 +3,7 @@
 use super::Case;
 use super::secrets::SecretState;
 use crate::memory::{Answer, AnswerOf};
+use crate::read::Goal;
 use crate::record::{Change, Phase};
 use crate::step::{Refusal, Step};
 use crate::tunnels::{Attempt, Owner};
@@ -34,7 +35,7 @@ impl Case<'_> {
         match whose(&answer.tunnel.id, &owner, "", &self.object.claimant()) {
             // Adopted by somebody else, or our own write was carried out though its answer was lost.
             Whose::Named => Some(Step::Forget),
-            _ if self.object.deleted_at.is_some() => None,
+            _ if self.object.goal() != Goal::Open => None,
             Whose::Surplus | Whose::Foreign => surplus(),
             Whose::Adoptable => match &self.object.record.claim {
                 // Wiped by a user (kubectl replace): its opener writes it again and goes on.
@@ -67,7 +68,7 @@ impl Case<'_> {
         let lacks = !answer.tokens.have(self.object.client_mode());
         // While the API server refuses a Secret, the end must not wait for it.
         let ended = self.has_ended(tunnel).is_some();
-        if self.view.gone || self.object.deleted_at.is_some() || superseded || lacks || ended {
+        if self.view.gone || self.object.goal() != Goal::Open || superseded || lacks || ended {
             return Step::Forget;
         }
         if self.foreign_secret().is_some() {

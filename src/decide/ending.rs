@@ -123,17 +123,17 @@ impl Case<'_> {
             }
             return until_at_most(self.close(tunnel, opened_at), ends_at);
         }
-        let deleting = ending.deleting.unwrap_or(self.now.mono);
+        let down = ending.down.unwrap_or(self.now.mono);
         let absence = match (recorded, self.search) {
             (None, _) => self.absence(),
             (Some(t), _) if was_ready || t.state == TunnelState::Closed => Absence::Known,
             // Adopted and never Ready: more than one may have been found.
-            (Some(_), Some(search)) if search.started >= deleting => Absence::Known,
-            (Some(_), _) => Absence::Unknown { from: deleting, until: deleting },
+            (Some(_), Some(search)) if search.started >= down => Absence::Known,
+            (Some(_), _) => Absence::Unknown { from: down, until: down },
         };
         match absence {
             Absence::Unknown { from, until } if !over => {
-                until_at_most(self.search(from, until, Reason::Closing, deleting), ends_at)
+                until_at_most(self.search(from, until, Reason::Closing, down), ends_at)
             }
             _ => Step::RemoveFinalizer,
         }

@@ -221,7 +221,7 @@ fn ends(at: u64) -> Option<Trial> {
 
 fn deleted(mut s: Given) -> Given {
     s.object.deleted_at = Some(wall(WALL));
-    s.memory.ending.deleting = Some(mono(MONO));
+    s.memory.ending.down = Some(mono(MONO));
     s
 }
 

@@ -21,7 +21,7 @@ impl Case<'_> {
             Turn::None => Step::Queue(lane),
             Turn::Granted => granted(),
             Turn::Waiting => {
-                let since = self.memory.ending.deleting;
+                let since = self.memory.ending.down;
                 let report = since.and_then(|since| {
                     self.after_5s(since, Reason::Closing, "CloseTunnel is queued behind those of other Tunnels")
                 });

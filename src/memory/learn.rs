@@ -4,7 +4,7 @@ use super::{Answer, AnswerOf, CLAIM_LIMIT, Failure, Memory, Remembered, Rotation
 use crate::clock::{Mono, Now};
 use crate::decide::failure_reason;
 use crate::facts::Limits;
-use crate::read::Object;
+use crate::read::{Goal, Object};
 use crate::record::Change;
 use crate::step::{Identity, Outcome, Step};
 use crate::tunnels::{CallError, CallErrorKind, Operation, Tokens, TunnelRef};
@@ -105,13 +105,13 @@ impl Learner<'_> {
     }
 
     fn identified(&mut self, tunnel: &TunnelRef, opened_at: Timestamp, identity: &Result<Identity, CallError>) {
-        let deleting = self.object.deleted_at.is_some();
+        let down = self.object.goal() != Goal::Open;
         let refused = |kind, message| CallError { kind, message };
         let id = &tunnel.id;
         match identity {
             Ok(Identity::Own(own)) => self.own(own),
             // The Tunnel goes without it.
-            Ok(Identity::Foreign) if deleting => self.memory.ending.foreign.push(id.clone()),
+            Ok(Identity::Foreign) if down => self.memory.ending.foreign.push(id.clone()),
             // Whose it is, is nobody's business.
             Ok(Identity::Foreign) => self.failed(
                 Operation::DescribeTunnel,
@@ -124,7 +124,7 @@ impl Learner<'_> {
             ),
             Ok(Identity::NotFound) => {
                 let error = refused(CallErrorKind::NotFound, format!("AWS does not know tunnel {id}"));
-                if deleting {
+                if down {
                     self.parted(tunnel, opened_at, Operation::DescribeTunnel, &Err(error));
                 } else {
                     self.failed(Operation::DescribeTunnel, &error);

@@ -3,7 +3,7 @@
 use super::{Memory, RotationStage};
 use crate::clock::{Mono, Now};
 use crate::facts::{Standing, View};
-use crate::read::Object;
+use crate::read::{Goal, Object};
 
 impl Memory {
     /// Remembers what the object shows, before it is decided on.
@@ -36,7 +36,7 @@ impl Memory {
         if let Some((_, since)) = &mut m.opening.claim {
             *since = term;
         }
-        for since in [&mut m.ending.deleting, &mut m.ending.expired].into_iter().flatten() {
+        for since in [&mut m.ending.down, &mut m.ending.expired].into_iter().flatten() {
             *since = term;
         }
         if let Some((_, since)) = &mut m.rotating.unfinished {
@@ -66,13 +66,13 @@ impl Memory {
 
     fn see_end(&mut self, object: &Object, now: Now) {
         let m = &mut self.0;
-        if m.ending.deleting.is_none() && object.deleted_at.is_some() {
+        if m.ending.down.is_none() && object.goal() != Goal::Open {
             // What failed before is no reason to wait with the close.
             m.backoff.failure = None;
         }
         let since = |seen: Option<Mono>, is: bool| is.then(|| seen.unwrap_or(now.mono));
         let is_over = object.record.tunnel.as_ref().is_some_and(|t| now.wall >= t.expires_at);
-        m.ending.deleting = since(m.ending.deleting, object.deleted_at.is_some());
+        m.ending.down = since(m.ending.down, object.goal() != Goal::Open);
         m.ending.expired = since(m.ending.expired, is_over);
     }
 
@@ -113,7 +113,7 @@ mod tests {
                 doubt: Some(before),
             },
             rotating: Rotating { unfinished: Some((2, before)), own: None, late: Some(2) },
-            ending: Ending { deleting: Some(before), ..Ending::default() },
+            ending: Ending { down: Some(before), ..Ending::default() },
             ..Remembered::default()
         });
         memory.led_since(term);
@@ -122,7 +122,7 @@ mod tests {
             Some(memory.first_seen),
             memory.opening.claim.as_ref().map(|c| c.1),
             memory.rotating.unfinished.map(|u| u.1),
-            memory.ending.deleting,
+            memory.ending.down,
         ];
         assert_eq!(since, [Some(term); 4], "every grace begins anew");
         assert_eq!(memory.opening.attempt, None, "another may be overruling its claim");

@@ -249,7 +249,7 @@ fn claimant(object: &impl ResourceExt, tunnel: Option<String>, state: Option<Tun
     let meta = object.meta();
     let key = Key::of(meta).ok()?;
     Some(Claimant {
-        deleting: meta.deletion_timestamp.is_some(),
+        down: meta.deletion_timestamp.is_some(),
         claim: claim(meta.annotations.as_ref(), &key.uid),
         tunnel: tunnel.map(|id| (TunnelId(id), state.unwrap_or(TunnelState::Open))),
         key,

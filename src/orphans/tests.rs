@@ -41,9 +41,9 @@ fn scope(namespaces: &[&str]) -> Scope {
     Scope { cluster: "cluster".into(), namespaces, grace: GRACE }
 }
 
-fn known(uid: &str, has: Option<&str>, deleting: bool) -> Claimant {
+fn known(uid: &str, has: Option<&str>, down: bool) -> Claimant {
     let key = Key { namespace: "edge".into(), name: format!("of-{uid}"), uid: uid.into() };
-    Claimant { key, deleting, claim: None, tunnel: has.map(|id| (TunnelId(id.into()), TunnelState::Open)) }
+    Claimant { key, down, claim: None, tunnel: has.map(|id| (TunnelId(id.into()), TunnelState::Open)) }
 }
 
 /// Its tunnel has ended, and it claims to open another under this attempt.

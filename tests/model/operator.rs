@@ -295,7 +295,7 @@ impl Mem {
                 late: self.late_rotation.map(i64::from),
             },
             ending: Ending {
-                deleting: self.deleting.map(at),
+                down: self.deleting.map(at),
                 expired: self.expired.map(at),
                 closed: ids(&self.closed),
                 foreign: ids(&self.foreign),
@@ -345,7 +345,7 @@ impl Mem {
             // A dry-run answer counts for 5 s.
             trial: real.backoff.trial.map(|t| age(t.at)).filter(|age| *age == 0),
             late_rotation: real.rotating.late.map(small),
-            deleting: real.ending.deleting.map(age),
+            deleting: real.ending.down.map(age),
             expired: real.ending.expired.map(age),
             closed: ids(&real.ending.closed),
             foreign: ids(&real.ending.foreign),

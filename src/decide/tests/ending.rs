@@ -80,7 +80,7 @@ table! {
     nor_longer_behind_others: deleted(expired()).with(|s| s.turn = Turn::Waiting) => RemoveFinalizer,
     the_wait_for_its_turn_ends_with_the_tunnel: deleted(ready()).with(|s| {
         s.turn = Turn::Waiting;
-        s.memory.ending.deleting = Some(mono(1));
+        s.memory.ending.down = Some(mono(1));
         s.object.record.reported = Some(Reason::Closing);
     }) => Wait(w) if waits_for(w, Some(Lane::Close), None, Some(MONO + 39_600)),
     nor_where_no_tunnel_is_known: deleted(claim_found())
