@@ -12,8 +12,9 @@ use crate::status;
 use crate::step::{Identity, Lane, Need, Outcome, Step, Wait};
 use crate::surplus::Surplus;
 use crate::tunnels::{Attempt, CallError, CallErrorKind, TunnelRef};
+use crate::watch::stored;
 use jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use opentunnel_api::{ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Tunnel};
 use serde_json::{Value, json};
 
@@ -55,11 +56,16 @@ impl Act<'_> {
             Step::Rotate { tunnel, mode, .. } => return Ok(self.rotate(tunnel, *mode).await),
             Step::Close { tunnel, .. } => {
                 let outcome = ctx.account.close_tunnel(key, &tunnel.id).await;
-                return Ok(Outcome::Parted(told(tunnel, "is closed", outcome)));
+                return Ok(Outcome::ClosedOrUntagged(told(tunnel, "CloseTunnel", "is closed", outcome)));
             }
             Step::Untag { tunnel, .. } => {
                 let outcome = ctx.account.aws.untag(&tunnel.arn).await;
-                return Ok(Outcome::Parted(told(tunnel, "stays open, without an owner tag", outcome)));
+                return Ok(Outcome::ClosedOrUntagged(told(
+                    tunnel,
+                    "UntagResource",
+                    "stays open, without an owner tag",
+                    outcome,
+                )));
             }
             Step::WriteSecret { secret, tunnel, tokens, generation } => {
                 return self.write_secret(secret, tunnel, tokens, *generation).await;
@@ -168,7 +174,9 @@ impl Act<'_> {
         let key = &self.object.key;
         metadata["uid"] = json!(key.uid);
         metadata["resourceVersion"] = json!(self.object.resource_version);
-        let api: Api<Tunnel> = Api::namespaced(self.ctx.kubernetes.client.clone(), &key.namespace);
+        let tunnels = ApiResource::erase::<Tunnel>(&());
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.ctx.kubernetes.client.clone(), &key.namespace, &tunnels);
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let patched = match status {
             Some(status) => {
@@ -181,18 +189,22 @@ impl Act<'_> {
             }
         };
         match patched {
-            Ok(tunnel) => Ok(Outcome::Written(Box::new(read(&tunnel)?))),
+            // It may be one that cannot be read as a whole: it is written all the same.
+            Ok(object) => {
+                let tunnel = stored::read(object).unwrap_or_else(|unreadable| unreadable.readable);
+                Ok(Outcome::Written(Box::new(read(&tunnel)?)))
+            }
             Err(error) if error.is_outdated() => Ok(Outcome::Conflict(self.read().await?)),
             Err(error) => Err(error),
         }
     }
 }
 
-fn told(tunnel: &TunnelRef, what: &str, outcome: Result<(), CallError>) -> Result<(), CallError> {
+fn told(tunnel: &TunnelRef, operation: &str, what: &str, outcome: Result<(), CallError>) -> Result<(), CallError> {
     match &outcome {
         Ok(()) => tracing::info!(tunnel_id = %tunnel.id, "the tunnel {what}"),
         Err(error) if error.kind == CallErrorKind::NotFound => {}
-        Err(error) => failed("CloseTunnel or UntagResource", error),
+        Err(error) => failed(operation, error),
     }
     outcome
 }

@@ -7,13 +7,13 @@ use crate::context::Context;
 use crate::decide::decide;
 use crate::error::Error;
 use crate::event;
-use crate::facts::View;
+use crate::facts::{Standing, View};
 use crate::kubernetes::reference;
 use crate::memory::store::Kept;
 use crate::metrics::ReconcileError;
 use crate::observe::{Secrets, observe};
 use crate::read::{Key, Object, read};
-use crate::step::{Outcome, Step};
+use crate::step::{Outcome, Step, Wait};
 use futures::FutureExt;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -54,6 +54,11 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
         let standing = ctx.standing();
         sight.view.wiped = wiped;
         kept.memory.see(&sight.view, standing, ctx.clock.now());
+        // A replica that does not lead reads no Secrets for what it will not do anyhow.
+        if standing == Standing::Finishes && !kept.memory.is_in_hand(&sight.view.object) {
+            act(ctx, &Step::Wait(Wait::default()), &sight.view, None).await;
+            return Ok(Action::await_change());
+        }
         let facts = observe(ctx, &sight.view, &kept.memory, kept.trouble.as_deref(), &mut sight.secrets).await?;
         // The lead may have passed on, or something been wiped, while this was found out.
         wiped = ctx.memories.take_wiped(&key);
@@ -75,6 +80,9 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
         }
         sight.take(&step, outcome, began, kept)?;
         last = Some(step);
+    }
+    if wiped {
+        ctx.memories.wipe(&key);
     }
     Err(Error::Endless(MAX_STEPS, format!("{last:?}")))
 }

@@ -21,7 +21,7 @@ use crate::memory::{AnswerOf, Memory};
 use crate::read::{Down, Goal, Object};
 use crate::record::{Change, Phase};
 use crate::step::{Lane, Step, Wait};
-use crate::tunnels::{CallErrorKind, Described, Found, InAccount, Search, TunnelId};
+use crate::tunnels::{CallErrorKind, Described, Found, InAccount, Life, Search, TunnelId};
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::Reason;
 use secrets::TokenSecret;
@@ -34,7 +34,9 @@ pub fn decide(view: &View, facts: &Facts, memory: &Memory, standing: Standing, l
         Standing::Leads { .. } => case.next(),
         Standing::Stopping { .. } => {
             let step = case.next();
-            if starts_something(&step) { Step::Wait(Wait::default()) } else { step }
+            // A rotation that it owes nobody else knows of: that is claimed yet, for whoever leads then.
+            let starts = starts_something(&step) && !memory.owes_rotation(&view.object);
+            if starts { Step::Wait(Wait::default()) } else { step }
         }
         Standing::Finishes if !memory.is_in_hand(&view.object) => Step::Wait(Wait::default()),
         Standing::Finishes => case.finish(case.next()),
@@ -141,9 +143,11 @@ impl<'a> Case<'a> {
 
     /// Tunnels that a search found and nobody has closed since.
     fn found(&self) -> impl Iterator<Item = &'a Found> {
-        let memory = self.memory;
         let found = self.search.into_iter().flat_map(|s| &s.found);
-        found.filter(move |f| !memory.ending.closed.contains(&f.tunnel.id))
+        found.filter(|f| {
+            let closed = matches!(self.described(&f.tunnel.id).map(|d| d.life), Some(Life::Closed { .. }));
+            !closed && !self.memory.ending.closed.contains(&f.tunnel.id)
+        })
     }
 }
 

@@ -26,10 +26,10 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
             let message = main_message(&written.conditions).unwrap_or_default();
             Some(Notice { warning, reason, message: message.to_owned() })
         }
-        (Step::Close { tunnel, .. }, Outcome::Parted(Ok(()))) => {
+        (Step::Close { tunnel, .. }, Outcome::ClosedOrUntagged(Ok(()))) => {
             notice(false, "Closed", format!("tunnel {} is closed", tunnel.id))
         }
-        (Step::Untag { tunnel, .. }, Outcome::Parted(Ok(()))) => {
+        (Step::Untag { tunnel, .. }, Outcome::ClosedOrUntagged(Ok(()))) => {
             notice(false, "Retained", format!("tunnel {} stays open, without an owner tag", tunnel.id))
         }
         (Step::Identify { tunnel, .. }, Outcome::Identified(Ok(Identity::Foreign))) if object.goal() != Goal::Open => {
@@ -157,10 +157,10 @@ mod tests {
         let (tunnel, opened_at) = (tunnel(), at());
         let close = Step::Close { tunnel: tunnel.clone(), opened_at };
         let untag = Step::Untag { tunnel: tunnel.clone(), opened_at };
-        assert_eq!(told(&close, &Outcome::Parted(Ok(())), true), Some((false, "Closed".into())));
-        assert_eq!(told(&untag, &Outcome::Parted(Ok(())), true), Some((false, "Retained".into())));
+        assert_eq!(told(&close, &Outcome::ClosedOrUntagged(Ok(())), true), Some((false, "Closed".into())));
+        assert_eq!(told(&untag, &Outcome::ClosedOrUntagged(Ok(())), true), Some((false, "Retained".into())));
         for step in [close, untag] {
-            assert_eq!(told(&step, &Outcome::Parted(Err(refused())), true), None);
+            assert_eq!(told(&step, &Outcome::ClosedOrUntagged(Err(refused())), true), None);
         }
         let identify = Step::Identify { tunnel, opened_at };
         let identified = |identity| Outcome::Identified(Ok(identity));

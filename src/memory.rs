@@ -27,7 +27,7 @@ pub struct Memory(Remembered);
 /// The content of a [`Memory`].
 #[derive(Debug, Default)]
 pub struct Remembered {
-    /// This process saw its creation on a live watch, and nothing has vanished from it since: nobody can have opened
+    /// This process saw its creation on a live watch, and nothing was wiped from it since: nobody can have opened
     /// anything for it unseen.
     pub saw_creation: bool,
     /// When this process first saw it; not before it led.
@@ -38,7 +38,7 @@ pub struct Remembered {
     pub rotating: Rotating,
     /// Of the end.
     pub ending: Ending,
-    /// Tunnels that are this Tunnel's by AWS's own account: this process opened them, or has seen their owner tag.
+    /// Tunnels that are this Tunnel's according to AWS: this process opened them, or has seen their owner tag.
     pub owned: Vec<TunnelRef>,
     /// An answer with tokens that are not yet in the Secrets.
     pub answer: Option<Answer>,

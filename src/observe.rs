@@ -13,8 +13,7 @@ use kube::Api;
 /// The Secrets that concern a Tunnel, by name, as they were read or written last.
 pub type Secrets = Vec<(String, Option<Secret>)>;
 
-/// Looks. `secrets`: what this reconcile has read of them; they are read (again) where that is not what concerns the
-/// Tunnel now.
+/// Looks. `secrets`: those that this reconcile has read. They are read again when other names concern the Tunnel.
 ///
 /// # Errors
 /// A Secret cannot be read.

@@ -72,7 +72,7 @@ impl Scope {
     }
 }
 
-/// What the Tunnels of the namespace that a tag names are to the tunnel with that tag.
+/// What the Tunnels in the tag's namespace say about the tunnel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shown {
     /// One of them names it, whatever its UID.

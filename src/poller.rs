@@ -67,6 +67,8 @@ pub struct Poller {
 
 #[derive(Default)]
 struct Shared {
+    /// Counts how often all of it was dropped.
+    epoch: u64,
     searches: HashMap<Key, Searching>,
     describes: HashMap<Key, TunnelId>,
     /// What AWS told last of the life of the tunnels that Tunnels name, by a listing or by DescribeTunnel.
@@ -78,6 +80,15 @@ struct Shared {
     /// What DescribeTunnel told: while somebody searches, and where it is settled. Each tunnel is described once for it.
     answers: Answers,
     sightings: Sightings,
+}
+
+impl Shared {
+    /// Keeps what AWS told, unless something newer is there.
+    fn take(&mut self, id: &TunnelId, described: Described) {
+        if self.described.get(id).is_none_or(|newest| newest.asked <= described.asked) {
+            self.described.insert(id.clone(), described);
+        }
+    }
 }
 
 struct Searching {
@@ -110,13 +121,16 @@ impl Poller {
         }
         *last = Some(Instant::now());
         drop(last);
-        let asked = self.clock.mono();
+        let (asked, epoch) = (self.clock.mono(), self.lock().epoch);
         let answer = Answer { description: self.aws.describe(id).await?, asked };
         let mut state = self.lock();
-        state.described.insert(id.clone(), Described { life: answer.description.life, asked });
-        // A tunnel that was just opened may not be known everywhere: it is asked for again.
-        if answer.description.life != Life::NotFound {
-            state.answers.insert(id.clone(), answer.clone());
+        // It may have been asked before this process lost the lead.
+        if state.epoch == epoch {
+            state.take(id, Described { life: answer.description.life, asked });
+            // A tunnel that was just opened may not be known everywhere: it is asked for again.
+            if answer.description.life != Life::NotFound {
+                state.answers.insert(id.clone(), answer.clone());
+            }
         }
         Ok(answer)
     }
@@ -173,7 +187,8 @@ impl Poller {
 
     /// Drops all that AWS has told: another process may open, close and untag from now on.
     pub fn forget_all(&self) {
-        *self.lock() = Shared::default();
+        let mut state = self.lock();
+        *state = Shared { epoch: state.epoch + 1, ..Shared::default() };
     }
 
     /// Polls for ever. `watched` names the tunnels that are thought to be open.
@@ -206,7 +221,7 @@ impl Poller {
                 (last_round, idle) = (Some(Instant::now()), idle_now);
             }
             if searching || complete {
-                self.note_failure(outcome.as_ref().err());
+                self.tell_failure(outcome.as_ref().err());
             }
             if described && outcome.is_ok() {
                 failures = 0;
@@ -228,7 +243,7 @@ impl Poller {
     }
 
     /// Tells those who wait for an answer when reads begin to fail, and when what they fail with changes.
-    fn note_failure(&self, error: Option<&CallError>) {
+    fn tell_failure(&self, error: Option<&CallError>) {
         let mut state = self.lock();
         let changed = state.failing.as_ref().map(|e| e.kind) != error.map(|e| e.kind);
         state.failing = error.cloned();
@@ -256,12 +271,16 @@ impl Poller {
                 state.describes.remove(&key);
             }
             all &= outcome.is_ok() || refused;
+            // The same refusal is nothing new: whoever asks again at once would ask for ever.
+            let told = refused && state.undescribed.get(&key) == outcome.as_ref().err();
             match outcome {
                 Ok(()) => drop(state.undescribed.remove(&key)),
                 Err(error) => drop(state.undescribed.insert(key.clone(), error)),
             }
             drop(state);
-            let _ = self.wake.send(key);
+            if !told {
+                let _ = self.wake.send(key);
+            }
         }
         all
     }
@@ -270,7 +289,7 @@ impl Poller {
     async fn describe_unknown(&self) {
         let due = self.lock().sightings.next_due();
         let Some(id) = due else { return };
-        if let Err(error) = self.owner(&id).await {
+        if let Err(error) = self.owner(&id, Mono::default()).await {
             tracing::warn!(tunnel_id = %id, %error, "AWS cannot be asked whose a tunnel is; trying again");
             // What is refused of one says nothing about the others.
             if !matches!(error.kind, CallErrorKind::InvalidRequest | CallErrorKind::AccessDenied) {

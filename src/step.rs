@@ -199,7 +199,7 @@ pub enum Outcome {
         answer: Result<Tokens, CallError>,
     },
     /// CloseTunnel or UntagResource has ended.
-    Parted(Result<(), CallError>),
+    ClosedOrUntagged(Result<(), CallError>),
     /// DescribeTunnel has ended.
     Identified(Result<Identity, CallError>),
     /// The Secret as it was written; `None`: it was deleted.

@@ -1,4 +1,4 @@
-//! Surplus tunnels: opened in vain, for a Tunnel that is gone, or under an attempt that was superseded.
+//! Surplus tunnels: they were opened in vain, for a Tunnel that is gone, or under an attempt that was superseded.
 //! They are closed in the background, because no reconcile comes for them any more.
 
 use crate::clock::Mono;
@@ -59,7 +59,8 @@ pub struct Surplus {
 pub enum Verdict {
     /// It was adopted since: it is the Tunnel's.
     Keep,
-    /// The Tunnel names none: whoever searches may adopt it in the very moment of the close, and have a closed one.
+    /// The Tunnel names no tunnel. If this one were closed now, another process could adopt it at the same moment, and
+    /// would have a closed tunnel.
     Wait,
     /// Nobody wants it.
     Close,
@@ -97,7 +98,10 @@ async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) 
     let Surplus { key, attempt, tunnel } = surplus;
     let read_now = ctx.kubernetes.read_tunnel(key).await;
     let object = match read_now.map(|found| found.map(|t| t.unwrap_or_else(|unreadable| unreadable.readable))) {
-        Ok(found) => found.and_then(|tunnel| read(&tunnel).ok()),
+        Ok(found) => match found.map(|tunnel| read(&tunnel)).transpose() {
+            Ok(object) => object,
+            Err(_) => return false,
+        },
         Err(error) => {
             tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot tell yet whether a tunnel is surplus");
             return false;
@@ -150,7 +154,7 @@ mod tests {
         assert_eq!(verdict(None, "b"), Verdict::Wait, "it may be adopted in this very moment");
         assert_eq!(verdict(Some(("s", Open)), "a"), Verdict::Close);
         assert_eq!(verdict(Some(("s", Closed)), "b"), Verdict::Close);
-        assert_eq!(verdict(Some(("s", Closed)), "a"), Verdict::Wait, "its attempt is still claimed");
+        assert_eq!(verdict(Some(("s", Closed)), "a"), Verdict::Close, "no Tunnel opens a second time");
         assert_eq!(judge(&TunnelId("t".into()), &owner, None), Verdict::Close, "the Tunnel is gone");
     }
 }

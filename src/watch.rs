@@ -109,15 +109,14 @@ impl Intake {
                 "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel and apply it again"
             );
             tracing::warn!(namespace = key.namespace, name = key.name, "{message}");
-            // Each replica logs it; one tells.
-            if self.ctx.leader.leads() {
-                let ctx = self.ctx.clone();
-                let notice = Notice { warning: true, reason: "Unreadable".into(), message };
-                tokio::spawn(async move {
-                    let tunnel = reference(&key.namespace, Some(&key.name), &key.uid);
-                    ctx.kubernetes.publish(tunnel, notice).await;
-                });
-            }
+            let ctx = self.ctx.clone();
+            let notice = Notice { warning: true, reason: "Unreadable".into(), message };
+            tokio::spawn(async move {
+                // Each replica logs it; the one that leads tells.
+                ctx.leader.gained().await;
+                let tunnel = reference(&key.namespace, Some(&key.name), &key.uid);
+                ctx.kubernetes.publish(tunnel, notice).await;
+            });
         }
         Err(Box::new(tunnel))
     }
@@ -252,11 +251,6 @@ impl Watch {
     /// The Tunnels that it shows.
     pub fn tunnels(&self) -> Vec<Arc<Tunnel>> {
         self.store.state()
-    }
-
-    /// The namespace that it watches; `None`: all.
-    pub fn namespace(&self) -> Option<&str> {
-        self.namespace.as_deref()
     }
 
     /// Whether it watches a namespace.

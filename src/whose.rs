@@ -36,8 +36,7 @@ pub fn whose(id: &TunnelId, owner: &Owner, cluster: &str, tunnel: &Claimant) -> 
         Some((named, _)) if named == id => Whose::Named,
         _ if !is_tagged_for(owner, cluster, &tunnel.key) => Whose::Foreign,
         None => Whose::Adoptable,
-        // What it names has ended, and its next attempt has opened this one.
-        Some((_, TunnelState::Closed)) if tunnel.claim.as_ref() == Some(&owner.attempt) => Whose::Adoptable,
+        // Also where that has ended: no Tunnel opens a second time yet. Where one does, its attempt is judged here.
         Some(_) => Whose::Surplus,
     }
 }
@@ -76,7 +75,7 @@ mod tests {
             (owner("u", "a"), tunnel(None, "b"), Whose::Adoptable),
             (owner("u", "a"), tunnel(Some(("s", Open)), "a"), Whose::Surplus),
             (owner("u", "a"), tunnel(Some(("s", Closed)), "b"), Whose::Surplus),
-            (owner("u", "a"), tunnel(Some(("s", Closed)), "a"), Whose::Adoptable),
+            (owner("u", "a"), tunnel(Some(("s", Closed)), "a"), Whose::Surplus),
             (owner("other", "a"), tunnel(None, "a"), Whose::Foreign),
         ] {
             assert_eq!(is(&owner, &claimant), expected, "{owner} {claimant:?}");

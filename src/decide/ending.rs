@@ -1,4 +1,4 @@
-//! The end: by AWS's account, by the lifetime, by deletion.
+//! The end: by what AWS tells, by the lifetime, by deletion.
 
 use super::opening::Absence;
 use super::waiting::until_at_most;
@@ -31,7 +31,7 @@ impl Case<'_> {
         self.wait(Some(Report { reason: Reason::WrongAccount, message }), Wait { until, ..Wait::default() })
     }
 
-    /// Whether the tunnel has ended: by AWS's account, or, where AWS cannot be asked, by the local clock, which may
+    /// Whether the tunnel has ended: by what AWS tells, or, where AWS cannot be asked, by the local clock, which may
     /// end Ready and never opens anything.
     pub(super) fn has_ended(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
         let unknown = |since| self.described(&tunnel.reference.id).is_none_or(|d| d.asked < since);

@@ -58,9 +58,9 @@ impl Case<'_> {
         }
     }
 
-    /// Nobody may have opened anything: that is known of a Tunnel whose creation was seen, and of a
-    /// claim of this process that was never sent. Else a search must show it, and where a call may be
-    /// in flight (of this process or of whoever claimed), one that begins when the call must have ended.
+    /// It is known that nobody has opened anything if the Tunnel's creation was seen, or if the claim is this process's
+    /// and was never sent. Else a search must show it; where a call may be in flight (of this process or of whoever
+    /// claimed), one that begins when the call must have ended.
     pub(super) fn absence(&self) -> Absence {
         let (memory, opening) = (self.memory, &self.memory.opening);
         let claim = opening.claim.as_ref().filter(|(claim, _)| opening.attempt.as_ref() != Some(claim));

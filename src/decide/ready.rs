@@ -74,19 +74,20 @@ impl Case<'_> {
                 None => self.wait_for_name(),
             };
         }
-        if let Some(step) = self.describe_refused(id) {
+        let surplus = surplus.next();
+        if let Some(step) = self.describe_refused(surplus.map_or(id, |surplus| &surplus.tunnel.id)) {
             return step;
         }
         if let Some(step) = self.backing_off() {
             return step;
         }
-        if let Some(surplus) = surplus.next() {
+        if let Some(surplus) = surplus {
             return self.close(surplus.tunnel.clone(), surplus.created_at);
         }
         let free = match memory.rotating.own.map(|r| (r, r.stage)) {
             Some((rotation, RotationStage::Claimed)) => {
-                return self.in_lane(Lane::Rotate, || {
-                    self.identified(&tunnel.reference, tunnel.opened_at, |tunnel| {
+                return self.identified(&tunnel.reference, tunnel.opened_at, |tunnel| {
+                    self.in_lane(Lane::Rotate, || {
                         self.fresh(Step::Rotate {
                             tunnel,
                             mode: rotation.mode,
@@ -120,10 +121,10 @@ impl Case<'_> {
     }
 
     pub(super) fn close(&self, tunnel: TunnelRef, opened_at: Timestamp) -> Step {
-        self.in_lane(Lane::Close, || self.identified(&tunnel, opened_at, |tunnel| Step::Close { tunnel, opened_at }))
+        self.identified(&tunnel, opened_at, |tunnel| self.in_lane(Lane::Close, || Step::Close { tunnel, opened_at }))
     }
 
-    /// Does something to a tunnel that is known to be this Tunnel's by AWS's own account (with the ARN that AWS told).
+    /// Does something to a tunnel that is known to be this Tunnel's according to AWS (with the ARN that AWS told).
     /// A status is no proof: it may have been copied, restored from a backup or written by somebody, who would otherwise
     /// get the tokens of any tunnel, or have it closed. AWS is asked once in the life of a process, and never about
     /// a tunnel that this process opened or found.

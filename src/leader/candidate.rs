@@ -18,9 +18,9 @@ use std::time::Duration;
 /// The times of an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
-    /// So long after it was last seen to be renewed a lease may be taken.
+    /// How long after it was last seen to be renewed a lease may be taken.
     pub lease: Duration,
-    /// So long after the start of its last renewal its holder leads.
+    /// How long after the start of its last renewal its holder leads.
     pub deadline: Duration,
     /// Between two renewals.
     pub renew: Duration,

@@ -56,11 +56,11 @@ impl Memory {
                 let own = Rotation { generation: *generation, mode: *mode, others_live: others.is_some(), stage };
                 learner.rotated(tunnel, own, others.as_ref(), *called, answer);
             }
-            (Step::Close { tunnel, opened_at }, Outcome::Parted(outcome)) => {
-                learner.parted(tunnel, *opened_at, Operation::CloseTunnel, outcome);
+            (Step::Close { tunnel, opened_at }, Outcome::ClosedOrUntagged(outcome)) => {
+                learner.closed_or_untagged(tunnel, *opened_at, Operation::CloseTunnel, outcome);
             }
-            (Step::Untag { tunnel, opened_at }, Outcome::Parted(outcome)) => {
-                learner.parted(tunnel, *opened_at, Operation::UntagResource, outcome);
+            (Step::Untag { tunnel, opened_at }, Outcome::ClosedOrUntagged(outcome)) => {
+                learner.closed_or_untagged(tunnel, *opened_at, Operation::UntagResource, outcome);
             }
             (_, Outcome::Tried(refused)) => {
                 learner.memory.backoff.trial = Some(Trial { at: now.mono, refused: refused.clone() });
@@ -125,7 +125,7 @@ impl Learner<'_> {
             Ok(Identity::NotFound) => {
                 let error = refused(CallErrorKind::NotFound, format!("AWS does not know tunnel {id}"));
                 if down {
-                    self.parted(tunnel, opened_at, Operation::DescribeTunnel, &Err(error));
+                    self.closed_or_untagged(tunnel, opened_at, Operation::DescribeTunnel, &Err(error));
                 } else {
                     self.failed(Operation::DescribeTunnel, &error);
                 }
@@ -160,8 +160,8 @@ impl Learner<'_> {
         }
     }
 
-    /// The Tunnel has parted from a tunnel, or has not.
-    fn parted(
+    /// CloseTunnel or UntagResource has ended.
+    fn closed_or_untagged(
         &mut self,
         tunnel: &TunnelRef,
         opened_at: Timestamp,

@@ -13,7 +13,7 @@ impl Memory {
         }
         match standing {
             Standing::Leads { since } | Standing::Stopping { since } => self.led_since(since),
-            // A replica that does not lead calls AWS for nothing it finishes: a call that failed is no reason to wait.
+            // A replica that does not lead makes no call to AWS: one that failed is no reason to wait.
             Standing::Finishes if self.is_in_hand(&view.object) => self.0.backoff.failure = None,
             Standing::Finishes => return,
         }
@@ -24,8 +24,8 @@ impl Memory {
 
     /// This process leads since then. Another may have led before, and opened and rotated, unseen by this one: what
     /// was seen until then proves nothing, and what has to be waited for is waited for from then on. What this
-    /// process has in hand, or has sent itself, it keeps. What it has claimed, and not sent, may just be overruled
-    /// by a write that is under way: it is taken for somebody else's.
+    /// process has in hand, or has sent itself, it keeps. A claim that it has not acted on counts as somebody else's:
+    /// a write that is under way may replace it.
     fn led_since(&mut self, term: Mono) {
         let m = &mut self.0;
         if m.first_seen >= term {

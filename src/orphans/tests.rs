@@ -67,7 +67,11 @@ fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
         ("it has another, and is being deleted", vec![known("u", Some("other"), true)], Shown::Deleting),
         ("a copy of it has this one", vec![known("v", Some("mine"), false)], Shown::Owned),
         ("it has another, a copy has this", vec![other, known("v", Some("mine"), false)], Shown::Owned),
-        ("it has one that ended, and has opened this one", vec![reopening("ended", "a")], Shown::Opening),
+        (
+            "it has one that ended, and opened this one under the attempt that stands",
+            vec![reopening("ended", "a")],
+            Shown::HasAnother(reopening("ended", "a")),
+        ),
         (
             "it has one that ended, and opens under another attempt",
             vec![reopening("ended", "b")],

@@ -15,8 +15,8 @@ pub struct OwnedSecrets(Mutex<Index>);
 #[derive(Default)]
 struct Index {
     secrets: HashMap<SecretName, Secret>,
-    /// Names of Secrets, by their Tunnel's namespace and UID: who names another namespace's Tunnel as owner
-    /// has nothing to say about it.
+    /// Names of Secrets, by their Tunnel's namespace and UID: an ownerReference to a Tunnel of another
+    /// namespace does not count.
     names: HashMap<(String, String), BTreeSet<String>>,
 }
 

@@ -411,7 +411,7 @@ fn outcome(dice: &mut Dice, step: &Step, object: &Object) -> Outcome {
             Outcome::Opened { called, answer: error.map_or_else(|| Ok((tunnel_ref(dice, object), tokens())), Err) }
         }
         Step::Rotate { .. } => Outcome::Rotated { called, answer: error.map_or_else(|| Ok(tokens()), Err) },
-        Step::Close { .. } | Step::Untag { .. } => Outcome::Parted(error.map_or(Ok(()), Err)),
+        Step::Close { .. } | Step::Untag { .. } => Outcome::ClosedOrUntagged(error.map_or(Ok(()), Err)),
         Step::Identify { tunnel, .. } => {
             let identity = dice.of(&[Identity::Own(tunnel.clone()), Identity::Foreign, Identity::NotFound]);
             Outcome::Identified(error.map_or(Ok(identity), Err))

@@ -177,7 +177,7 @@ fn answer(world: &mut World, call: &Call, result: Option<CallResult>, rules: &Ru
             Outcome::Opened { called, answer: answer.map(|()| opened()) }
         }
         Step::Rotate { .. } => Outcome::Rotated { called, answer: answer.map(|()| operator::tokens(data)) },
-        _ => Outcome::Parted(answer),
+        _ => Outcome::ClosedOrUntagged(answer),
     };
     // What is opened is opened in the moment of the answer.
     let late = if matches!(step, Step::Open { .. }) { late } else { world.lifetime_over };

@@ -53,8 +53,9 @@ table! {
     before_it_is_closed: deleted(ready()).unproven() => Identify { tunnel, .. } if t1(tunnel),
     before_it_is_closed_by_a_tunnel_that_was_never_ready: deleted(adopted(2)).unproven() => Identify { .. },
     before_it_is_untagged: deleted(ready()).unproven().retained() => Identify { tunnel, .. } if t1(tunnel),
-    not_before_its_turn_has_come: to_be_rotated().with(|s| s.turn = Turn::None) => Queue(Lane::Rotate),
-    nor_while_it_waits_for_its_turn: deleted(ready()).unproven().with(|s| s.turn = Turn::Waiting) => Wait(_),
+    it_is_asked_before_a_turn_is_asked_for: to_be_rotated().with(|s| s.turn = Turn::None) => Identify { .. },
+    so_that_no_granted_turn_runs_out_meanwhile: deleted(ready()).unproven().with(|s| s.turn = Turn::Waiting)
+        => Identify { .. },
     a_ready_tunnel_that_needs_nothing_is_nobodys_question: ready().unproven() => Wait(_),
     nor_is_the_claim_of_a_rotation: ready().unproven().with(|s| s.secrets = vec![missing()])
         => Record(Change::Rotating { .. }),

@@ -135,7 +135,7 @@ fn identify(opened_at: Timestamp) -> Step {
 }
 
 fn parted(outcome: Result<(), CallErrorKind>) -> Outcome {
-    Outcome::Parted(outcome.map_err(error))
+    Outcome::ClosedOrUntagged(outcome.map_err(error))
 }
 
 fn reason(memory: &Remembered) -> Option<Reason> {
