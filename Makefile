@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -46,11 +46,20 @@ build:
 	$(step) "cargo build"
 	@cargo build --workspace --bins --test emulator
 
-# The tests on the control plane wait more than they compute: more threads than cores.
 test: test-prerequisites fmt ## All that CI checks
 	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
-	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast
+	@cargo test --workspace --lib --bins --tests --no-run
+	+@$(TWO_AT_ONCE) test-programs test-model
+
+# The tests on the control plane wait more than they compute: more threads than cores. (There are no doc tests.)
+test-programs:
+	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast --lib --bins \
+		--test cluster --test hostile --test emulator
+
+# The model computes while the others wait.
+test-model:
+	@nice -n 19 cargo test --test model
 
 # The dependencies stay as they are; the checker itself is ten times as fast.
 OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
