@@ -119,16 +119,22 @@ fn a_retained_tunnel_stays_open_and_its_owner_tag_goes() {
 #[test]
 fn a_status_that_names_somebody_elses_tunnel_does_it_no_harm() {
     let budget = Budget { all: 2, forge: 1, crashes: 1, leads: 1, user: 1, secrets: 1, ..Budget::default() };
+    let max_states = if large() { 1_000_000 } else { 20_000 };
     run(&[
-        scenario("a forged status, and another fault", ONE, budget, true),
-        Scenario { ready: true, ..scenario("a forged status when Ready, and another fault", ONE, budget, true) },
+        Scenario { max_states, ..scenario("a forged status, and another fault", ONE, budget, true) },
+        Scenario {
+            ready: true,
+            max_states,
+            ..scenario("a forged status when Ready, and another fault", ONE, budget, true)
+        },
     ]);
 }
 
 #[test]
 fn a_tunnel_that_aws_does_not_know_yet_is_not_taken_for_ended() {
     let budget = Budget { all: 2, lag: 1, crashes: 1, leads: 1, user: 1, aws: 1, ..Budget::default() };
-    run(&[scenario("AWS lags behind, and another fault", ONE, budget, true)]);
+    let max_states = if large() { usize::MAX } else { 50_000 };
+    run(&[Scenario { max_states, ..scenario("AWS lags behind, and another fault", ONE, budget, true) }]);
 }
 
 /// The second opening of a Tunnel (reopenPolicy, Recreate, suspend: false), with a fault of any kind. The scenario is

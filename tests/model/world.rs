@@ -368,11 +368,16 @@ impl World {
     pub fn tick(&mut self) {
         let old = |age: &mut Age| *age = (*age + 1).min(OLD);
         self.calls.iter_mut().for_each(|call| [&mut call.age, &mut call.called].into_iter().for_each(old));
-        self.tunnels.iter_mut().for_each(|tunnel| old(&mut tunnel.age));
+        // How old a tunnel was when AWS did not know it stays as it was, however much later it is.
+        let unknown =
+            |id: u8| self.operators.iter().any(|o| matches!(o.described, Some((of, Life::NotFound, _)) if of == id));
+        let stays: Vec<u8> =
+            self.tunnels.iter().filter(|t| t.age >= GRACE && unknown(t.id)).map(|tunnel| tunnel.id).collect();
+        self.tunnels.iter_mut().filter(|t| !stays.contains(&t.id)).for_each(|tunnel| old(&mut tunnel.age));
         old(&mut self.leads_for);
         for operator in &mut self.operators {
             operator.search.iter_mut().for_each(|(age, _)| old(age));
-            operator.described.iter_mut().for_each(|(.., age)| old(age));
+            operator.described.iter_mut().filter(|(id, ..)| !stays.contains(id)).for_each(|(.., age)| old(age));
             operator.reconcile.iter_mut().filter_map(|r| r.read.as_mut()).for_each(old);
             let Some(m) = &mut operator.memory else { continue };
             old(&mut m.first_seen);
