@@ -289,7 +289,7 @@ impl Poller {
     async fn describe_unknown(&self) {
         let due = self.lock().sightings.next_due();
         let Some(id) = due else { return };
-        if let Err(error) = self.owner(&id, Mono::default()).await {
+        if let Err(error) = self.owner(&id).await {
             tracing::warn!(tunnel_id = %id, %error, "AWS cannot be asked whose a tunnel is; trying again");
             // What is refused of one says nothing about the others.
             if !matches!(error.kind, CallErrorKind::InvalidRequest | CallErrorKind::AccessDenied) {

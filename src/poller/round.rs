@@ -18,15 +18,15 @@ impl Poller {
     /// One listing, and what follows from it for everybody. `complete`: of all tunnels that may be open.
     pub(super) async fn round(&self, watched: &[Watched], complete: bool) -> Result<(), CallError> {
         let started = self.clock.mono();
-        let searches: Vec<(Key, Timestamp, Mono)> = self
+        let searches: Vec<(Key, Timestamp)> = self
             .lock()
             .searches
             .iter()
             .filter(|(_, s)| s.is_pending() && s.since <= started)
-            .map(|(key, s)| (key.clone(), s.created, s.since))
+            .map(|(key, s)| (key.clone(), s.created))
             .collect();
         let oldest = Timestamp::now().saturating_sub(OLDEST).unwrap_or(Timestamp::MIN);
-        let created = searches.iter().map(|(_, created, _)| *created).min();
+        let created = searches.iter().map(|(_, created)| *created).min();
         let created = created.and_then(|c| c.saturating_sub(CLOCKS_DIFFER).ok());
         // A search alone need not go back beyond what it searches for.
         let until = created.filter(|_| !complete).map_or(oldest, |c| c.max(oldest));
@@ -69,20 +69,17 @@ impl Poller {
     /// Describes the open tunnels of the time in question, once each, for their owner tags.
     async fn answer_searches(
         &self,
-        searches: &[(Key, Timestamp, Mono)],
+        searches: &[(Key, Timestamp)],
         listed: &[Summary],
         created: Timestamp,
         started: Mono,
     ) -> Result<(), CallError> {
-        let since = searches.iter().map(|(.., since)| *since).max().unwrap_or(started);
         let mut owned: Vec<(&Summary, Owner)> = Vec::new();
         for summary in listed.iter().filter(|s| s.state == TunnelState::Open && s.created_at >= created) {
-            owned.extend(
-                self.owner(&summary.tunnel.id, self.settled_since(summary, since)).await?.map(|owner| (summary, owner)),
-            );
+            owned.extend(self.owner(&summary.tunnel.id).await?.map(|owner| (summary, owner)));
         }
         let mut state = self.lock();
-        for (key, ..) in searches {
+        for (key, _) in searches {
             let found = owned
                 .iter()
                 .filter(|(_, owner)| is_tagged_for(owner, &self.cluster, key))
@@ -96,22 +93,10 @@ impl Poller {
         Ok(())
     }
 
-    /// From when on an answer about a tunnel that has no owner tag proves that it has none: `since`, unless the tunnel
-    /// is so old that its tags are settled, whatever clocks differ.
-    fn settled_since(&self, summary: &Summary, since: Mono) -> Mono {
-        let settled = summary.created_at.saturating_add(CLOCKS_DIFFER * 2).unwrap_or(Timestamp::MAX);
-        let ago = Timestamp::now().duration_since(settled);
-        match std::time::Duration::try_from(ago) {
-            Ok(ago) => since.min(Mono(self.clock.mono().0.saturating_sub(ago))),
-            Err(_) => since,
-        }
-    }
-
-    /// The owner tag of an open tunnel. `since`: what was told before then that it has none proves nothing, because a
-    /// tag may lag behind the tunnel.
-    pub(super) async fn owner(&self, id: &TunnelId, since: Mono) -> Result<Option<Owner>, CallError> {
+    /// The owner tag of an open tunnel. It is asked for once.
+    pub(super) async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
         let known = self.lock().answers.get(id).cloned();
-        let answer = match known.filter(|known| known.owner().is_some() || known.asked >= since) {
+        let answer = match known {
             Some(answer) => answer,
             None => self.read(id).await?,
         };
