@@ -157,7 +157,7 @@ impl Metrics {
         r.register("opentunnel_queue_wait_seconds", help, waits.clone());
         let totals = [
             ("opentunnel_tunnels_opened_total", "Tunnels opened in AWS, each of which costs money", &self.opened),
-            ("opentunnel_tunnels_adopted_total", "Open tunnels found by their owner tag and taken over", &self.adopted),
+            ("opentunnel_tunnels_adopted_total", "Open tunnels found by their owner tag and adopted", &self.adopted),
             ("opentunnel_tunnels_closed_total", "Tunnels closed in AWS by the operator", &self.closed),
             ("opentunnel_token_rotations_total", "Rotations of access tokens", &self.rotated),
             ("opentunnel_orphans_closed_total", "Tunnels closed that no Tunnel owned", &self.orphans_closed),

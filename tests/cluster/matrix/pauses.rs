@@ -133,7 +133,9 @@ async fn run(life: Life, step: &Step, moment: Moment, resumed: Resumed, like: &E
         && step.request == format!("PATCH tunnels/{NAME}")
         && (tunnels.len(), closed) == (2, 1)
     {
-        println!("{life}: {moment:?} {step}, resumed {resumed:?}: the call left when the process went on");
+        println!(
+            "figure: leader paused in the moment of its OpenTunnel, {life}, resumed {resumed:?} | 1 opened, and closed"
+        );
         violations.retain(|v| v.rule != Rule::OpenedOnce && !v.what.starts_with("it ended as"));
     }
     assert_ne!(place.world.holder().await.as_deref(), Some(leader.as_str()), "it does not lead any more");
