@@ -61,8 +61,8 @@ pub struct Run {
     /// the other's tunnels
     #[arg(long, env = "OPENTUNNEL_CLOSE_ORPHANS", default_value = "true")]
     pub close_orphans: CloseOrphans,
-    /// Address of /healthz, /readyz and /metrics
-    #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "0.0.0.0:8080")]
+    /// Address of /healthz, /readyz and /metrics. [::] takes IPv4, too; where the node has no IPv6, it is 0.0.0.0
+    #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "[::]:8080")]
     pub http_addr: SocketAddr,
     /// Format of the log
     #[arg(long, env = "OPENTUNNEL_LOG_FORMAT", default_value = "text")]

@@ -14,14 +14,22 @@ use kube::config::InferConfigError;
 use kube::{Api, Client, Config, Resource};
 use opentunnel_api::{MANAGER, Tunnel};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The API server. The client repeats no request: a write whose answer was lost must be judged, not sent again.
 #[derive(Clone)]
 pub struct Kubernetes {
     /// For requests that this file has no function for, which go through [`Kubernetes::request`].
     pub client: Client,
+    in_flight: Arc<Semaphore>,
 }
+
+/// Requests in flight at once; more wait. A start looks at all Tunnels at once: without a bound that is a storm, which
+/// the API server's priority and fairness refuses, and whose answers all lie in memory. Watches and the Lease are not
+/// counted.
+const IN_FLIGHT: usize = 32;
 
 impl Kubernetes {
     /// With a configuration as [`infer`] has it. `watch_limit`: a watch says something, or ends, within this time.
@@ -34,10 +42,10 @@ impl Kubernetes {
         // A list that is never answered is made anew.
         config.read_timeout = Some(watch_limit + Duration::from_secs(10));
         config.reset_reader_on_write = true;
-        Ok(Self { client: Client::try_from(config)? })
+        Ok(Self { client: Client::try_from(config)?, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) })
     }
 
-    /// A request, with a time limit.
+    /// A request, with a time limit from when it is sent.
     ///
     /// # Errors
     /// The API server refused, or did not answer in time. `what` is said to people: "cannot {what}".
@@ -46,6 +54,8 @@ impl Kubernetes {
         what: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
+        // Nobody closes the semaphore: an error is as good as a permit.
+        let _permit = self.in_flight.acquire().await;
         let answer = tokio::time::timeout(API_TIMEOUT, request).await.map_err(|_| Error::Timeout(what))?;
         answer.map_err(|source| Error::Api { what, source })
     }

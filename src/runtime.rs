@@ -16,7 +16,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -38,7 +37,7 @@ pub async fn run(flags: Run) -> Result<(), String> {
     let stopped = asked_to_stop()?;
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(Metrics::new());
-    let probes = serve(&flags, ready.clone(), metrics.clone()).await?;
+    let probes = serve(&flags, ready.clone(), metrics.clone())?;
     tokio::pin!(stopped);
     let connected = tokio::select! {
         connected = connect::connect(&flags, metrics) => connected?,
@@ -75,13 +74,12 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, String> {
     })
 }
 
-async fn serve(
+fn serve(
     flags: &Run,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 ) -> Result<JoinHandle<std::io::Result<()>>, String> {
-    let listener = TcpListener::bind(flags.http_addr)
-        .await
+    let listener = telemetry::bind(flags.http_addr)
         .map_err(|e| format!("cannot listen on --http-addr {}: {e}; choose another address", flags.http_addr))?;
     let address = listener.local_addr().map_err(|e| format!("cannot listen: {e}"))?;
     tracing::info!(%address, "serving /healthz and /readyz to probes, /metrics to Prometheus");

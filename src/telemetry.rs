@@ -6,9 +6,11 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use socket2::{Domain, Socket, Type};
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +61,37 @@ fn log_panic(payload: &(dyn Any + Send), location: Option<&Location>) {
     tracing::error!(place, words, backtrace, "a panic, which is a bug: please report it");
 }
 
+/// Listens on an address. `[::]` stands for both address families; where the node has no IPv6, for `0.0.0.0`.
+///
+/// # Errors
+/// The address is taken, or is none of this machine.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listen = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.ip() == Ipv6Addr::UNSPECIFIED {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(128)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen(address).or_else(|error| match without_ipv6(address, &error) {
+        Some(address) => listen(address),
+        None => Err(error),
+    })
+}
+
+/// What to listen on instead, where a node without IPv6 refused `address`.
+fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
+    let refused = error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT);
+    (refused && address.ip() == Ipv6Addr::UNSPECIFIED).then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
+}
+
+/// "Address family not supported by protocol" (Linux, errno-base and errno.h): Rust has no stable name for it.
+const EAFNOSUPPORT: i32 = 97;
+
 /// Serves the probes, `/healthz` (the process answers) and `/readyz` (all watches are synced), and
 /// `/metrics` for Prometheus.
 ///
@@ -107,6 +140,22 @@ pub(crate) mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[tokio::test]
+    async fn the_default_address_takes_both_families_and_does_without_ipv6() {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let port = bind(any).unwrap().local_addr().unwrap().port();
+        let listener = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).unwrap();
+        let (there, taken) =
+            tokio::join!(tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
+        assert!(there.is_ok() && taken.is_ok(), "{there:?} {taken:?}");
+
+        let missing = |errno| without_ipv6(any, &io::Error::from_raw_os_error(errno));
+        assert_eq!(missing(EAFNOSUPPORT), Some("0.0.0.0:0".parse().unwrap()));
+        assert_eq!(without_ipv6(any, &ErrorKind::AddrInUse.into()), None, "a taken port is told");
+        let one = "[::1]:80".parse().unwrap();
+        assert_eq!(without_ipv6(one, &ErrorKind::AddrNotAvailable.into()), None, "the user named it");
     }
 
     #[test]
