@@ -50,6 +50,7 @@ test: test-prerequisites fmt ## All that CI checks
 	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
+	@cargo test $(OPTIMIZED) --test model --no-run
 	+@$(TWO_AT_ONCE) test-programs test-model
 
 # The tests on the control plane wait more than they compute: more threads than cores. (There are no doc tests.)

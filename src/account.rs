@@ -8,10 +8,10 @@ use crate::metrics::Metrics;
 use crate::orphans::sweep::Sweep;
 use crate::pacer::lanes::Pacers;
 use crate::poller::{Poller, Rounds};
-use crate::read::Key;
+use crate::read::{Key, Spec};
 use crate::step::Lane;
 use crate::surplus::Surplus;
-use crate::tunnels::{Attempt, CallError, Owner, TunnelId};
+use crate::tunnels::{Attempt, CallError, Owner, Tags, TunnelId};
 use crate::watch::{Watch, watched};
 use crate::whose::is_tagged_for;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Account {
     pub aws: Aws,
     /// The cluster's ID, in every owner tag.
     pub cluster: String,
+    /// Tags of every tunnel, unless its Tunnel has another value.
+    pub default_tags: Tags,
     /// The quotas.
     pub pacers: Pacers,
     /// What there is.
@@ -36,6 +38,8 @@ pub struct Account {
 pub struct Use {
     /// The cluster's ID.
     pub cluster: String,
+    /// `--default-tag`.
+    pub default_tags: Tags,
     /// OpenTunnel calls per second.
     pub open_rate: f64,
     /// CloseTunnel calls per second.
@@ -56,12 +60,13 @@ impl Account {
         wake: &mpsc::UnboundedSender<Key>,
     ) -> (Self, mpsc::UnboundedReceiver<Surplus>) {
         let (surplus, to_close) = mpsc::unbounded_channel();
-        let Use { cluster, open_rate, close_rate, rounds, sweep } = settings;
+        let Use { cluster, default_tags, open_rate, close_rate, rounds, sweep } = settings;
         let account = Self {
             pacers: Pacers::new(open_rate, close_rate, metrics, wake),
             poller: Poller::new(aws.clone(), cluster.clone(), rounds, clock, wake.clone()),
             aws,
             cluster,
+            default_tags,
             sweep,
             surplus,
         };
@@ -76,6 +81,13 @@ impl Account {
             uid: key.uid.clone(),
             attempt: attempt.clone(),
         }
+    }
+
+    /// The tags that a Tunnel's tunnel is to have, beside the operator's own two.
+    pub fn tags(&self, spec: &Spec) -> Tags {
+        let mut tags = self.default_tags.clone();
+        tags.extend(spec.request.tags.iter().cloned());
+        tags
     }
 
     /// Whether an owner tag says that a tunnel was opened for this Tunnel.

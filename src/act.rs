@@ -11,11 +11,11 @@ use crate::record::Change;
 use crate::status;
 use crate::step::{Identity, Lane, Need, Outcome, Step, Wait};
 use crate::surplus::Surplus;
-use crate::tunnels::{Attempt, CallError, CallErrorKind, TunnelRef};
+use crate::tunnels::{Attempt, CallError, CallErrorKind, Tags, TunnelRef};
 use crate::watch::stored;
 use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
-use opentunnel_api::{ClientMode, FINALIZER, MANAGER, OPENING_ANNOTATION, Tunnel};
+use opentunnel_api::{ClientMode, FINALIZER, GENERATION_TAG, MANAGER, OPENING_ANNOTATION, OWNER_TAG, Tunnel};
 use serde_json::{Value, json};
 
 /// Carries out `step`, which was decided on `view` and `secrets`.
@@ -51,15 +51,26 @@ impl Act<'_> {
                 let metadata = json!({"finalizers": self.finalizers(false)});
                 return self.patch("take its finalizer off", metadata, None).await;
             }
-            Step::Open { attempt } => return Ok(self.open(attempt).await),
+            Step::Open { attempt, tags } => return Ok(self.open(attempt, tags).await),
             Step::Identify { tunnel, .. } => return Ok(Outcome::Identified(self.identify(tunnel).await)),
             Step::Rotate { tunnel, mode, .. } => return Ok(self.rotate(tunnel, *mode).await),
+            Step::Mark { tunnel, generation } => {
+                let mark = Tags::from([(GENERATION_TAG.to_owned(), generation.to_string())]);
+                return Ok(self.tagged("TagResource", ctx.account.aws.tag(&tunnel.arn, &mark).await));
+            }
+            Step::Tag { tunnel, tags, .. } => {
+                return Ok(self.tagged("TagResource", ctx.account.aws.tag(&tunnel.arn, tags).await));
+            }
+            Step::TakeTagsOff { tunnel, keys, .. } => {
+                return Ok(self.tagged("UntagResource", ctx.account.aws.untag(&tunnel.arn, keys).await));
+            }
             Step::Close { tunnel, .. } => {
                 let outcome = ctx.account.close_tunnel(key, &tunnel.id).await;
                 return Ok(Outcome::ClosedOrUntagged(told(tunnel, "CloseTunnel", "is closed", outcome)));
             }
             Step::Untag { tunnel, .. } => {
-                let outcome = ctx.account.aws.untag(&tunnel.arn).await;
+                let own = [OWNER_TAG.to_owned(), GENERATION_TAG.to_owned()];
+                let outcome = ctx.account.aws.untag(&tunnel.arn, &own).await;
                 return Ok(Outcome::ClosedOrUntagged(told(
                     tunnel,
                     "UntagResource",
@@ -78,7 +89,7 @@ impl Act<'_> {
                 let (key, attempt, tunnel) = (key.clone(), attempt.clone(), tunnel.clone());
                 ctx.account.close_surplus(Surplus { key, attempt, tunnel });
             }
-            Step::Reuse { .. } | Step::Forget => {}
+            Step::Reuse { .. } | Step::Forget | Step::TellUnconnected => {}
         }
         Ok(Outcome::Done)
     }
@@ -87,10 +98,20 @@ impl Act<'_> {
         let (account, key) = (&self.ctx.account, &self.object.key);
         account.pacers.give_back(key, wait.lane);
         match &wait.need {
-            Some(Need::Search(since)) => account.poller.search(key, self.object.created_at, *since),
+            Some(Need::Search(since)) => account.poller.search(key, self.object.opened_after(), *since),
             Some(Need::Describe(id)) => account.poller.describe(key, id),
             None => {}
         }
+        for name in &wait.names {
+            self.ctx.owned.wait_for((key.namespace.clone(), name.clone()), key);
+        }
+    }
+
+    fn tagged(&self, operation: &str, outcome: Result<(), CallError>) -> Outcome {
+        if let Err(error) = &outcome {
+            failed(operation, error);
+        }
+        Outcome::Tagged(outcome)
     }
 
     /// The Tunnel as it is now; `None`: it is gone.
@@ -105,13 +126,14 @@ impl Act<'_> {
         Ok(Some(Box::new(read(&tunnel)?)))
     }
 
-    async fn open(&self, attempt: &Attempt) -> Outcome {
+    async fn open(&self, attempt: &Attempt, tags: &Tags) -> Outcome {
         let (account, key) = (&self.ctx.account, &self.object.key);
         let owner = account.owner(key, attempt);
         let pacer = account.pacers.lane(Lane::Open);
         let called = self.ctx.clock.mono();
         pacer.begin(key);
-        let answer = account.aws.open(&self.object.spec.request, &owner).await;
+        let generation = self.object.record.token_generation + 1;
+        let answer = account.aws.open(&self.object.spec.request, tags, &owner, generation).await;
         pacer.end(key, &answer);
         match &answer {
             Ok((tunnel, _)) => tracing::info!(tunnel_id = %tunnel.id, "opened a tunnel"),

@@ -6,8 +6,8 @@
 
 use crate::metrics::Metrics;
 use crate::tunnels::{
-    CallError, CallErrorKind, Description, DestinationConfig, InAccount, Life, OpenRequest, Operation, Owner, Page,
-    Summary, Tokens, TunnelId, TunnelRef, owner_of, sides,
+    CallError, CallErrorKind, Description, DestinationConfig, Details, InAccount, Life, OpenRequest, Operation, Owner,
+    Page, Summary, Tags, Tokens, TunnelId, TunnelRef, owner_of, sides,
 };
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -17,7 +17,7 @@ use aws_sdk_iotsecuretunneling::config::retry::RetryConfig;
 use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
 use jiff::Timestamp;
-use opentunnel_api::{ClientMode, OWNER_TAG, TunnelState};
+use opentunnel_api::{ClientMode, Connection, ConnectionStatus, GENERATION_TAG, OWNER_TAG, TunnelState};
 use std::error::Error;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -115,14 +115,17 @@ impl Aws {
         outcome
     }
 
-    /// OpenTunnel. Costs money, and cannot be repeated safely.
-    pub async fn open(&self, request: &OpenRequest, owner: &Owner) -> Result<(TunnelRef, Tokens), CallError> {
-        let tags = request
-            .tags
-            .iter()
-            .map(|(key, value)| tag(key, value))
-            .chain([tag(OWNER_TAG, &owner.to_string())])
-            .collect::<Result<_, _>>()?;
+    /// OpenTunnel. Costs money, and cannot be repeated safely. `tags`: beside the operator's own two; `generation`: of
+    /// the tokens that it returns.
+    pub async fn open(
+        &self,
+        request: &OpenRequest,
+        tags: &Tags,
+        owner: &Owner,
+        generation: i64,
+    ) -> Result<(TunnelRef, Tokens), CallError> {
+        let own = [tag(OWNER_TAG, &owner.to_string()), tag(GENERATION_TAG, &generation.to_string())];
+        let tags = tags.iter().map(|(key, value)| tag(key, value)).chain(own).collect::<Result<_, _>>()?;
         let timeout = request
             .lifetime_minutes
             .map(|minutes| sdk::types::TimeoutConfig::builder().max_lifetime_timeout_minutes(minutes).build());
@@ -179,9 +182,7 @@ impl Aws {
     pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
         let sent = self.client.describe_tunnel().tunnel_id(&id.0).send();
         match self.call(Operation::DescribeTunnel, sent, |out| description(&out.tunnel?)).await {
-            Err(e) if e.kind == CallErrorKind::NotFound => {
-                Ok(Description { life: Life::NotFound, owner: None, tunnel: None })
-            }
+            Err(e) if e.kind == CallErrorKind::NotFound => Ok(Description::unknown()),
             described => described,
         }
     }
@@ -201,9 +202,16 @@ impl Aws {
         Ok(page)
     }
 
-    /// UntagResource: takes the owner tag off, so that the tunnel is no Tunnel's any more.
-    pub async fn untag(&self, arn: &str) -> Result<(), CallError> {
-        let sent = self.client.untag_resource().resource_arn(arn).tag_keys(OWNER_TAG).send();
+    /// TagResource: other tags stay as they are.
+    pub async fn tag(&self, arn: &str, tags: &Tags) -> Result<(), CallError> {
+        let tags = tags.iter().map(|(key, value)| tag(key, value)).collect::<Result<_, _>>()?;
+        let sent = self.client.tag_resource().resource_arn(arn).set_tags(Some(tags)).send();
+        self.call(Operation::TagResource, sent, |_| Some(())).await
+    }
+
+    /// UntagResource.
+    pub async fn untag(&self, arn: &str, keys: &[String]) -> Result<(), CallError> {
+        let sent = self.client.untag_resource().resource_arn(arn).set_tag_keys(Some(keys.to_vec())).send();
         self.call(Operation::UntagResource, sent, |_| Some(())).await
     }
 }
@@ -217,8 +225,38 @@ fn description(tunnel: &sdk::types::Tunnel) -> Option<Description> {
         }
     };
     let owner = owner_of(tunnel.tags.iter().flatten().map(|t| (t.key.as_str(), t.value.as_str())));
-    let tunnel = reference(tunnel.tunnel_id.clone(), tunnel.tunnel_arn.clone())?;
-    Some(Description { life, owner, tunnel: Some(tunnel) })
+    let opened_with = OpenRequest {
+        description: tunnel.description.clone(),
+        destination: tunnel
+            .destination_config
+            .as_ref()
+            .map(|d| DestinationConfig { thing_name: d.thing_name.clone(), services: d.services.clone() }),
+        lifetime_minutes: tunnel.timeout_config.as_ref().and_then(|t| t.max_lifetime_timeout_minutes),
+        tags: Vec::new(),
+    };
+    let details = Details {
+        tags: tunnel.tags.iter().flatten().map(|t| (t.key.clone(), t.value.clone())).collect(),
+        source: tunnel.source_connection_state.as_ref().and_then(connection),
+        destination: tunnel.destination_connection_state.as_ref().and_then(connection),
+    };
+    Some(Description {
+        life,
+        owner,
+        tunnel: Some(reference(tunnel.tunnel_id.clone(), tunnel.tunnel_arn.clone())?),
+        opened_with: Some(opened_with.digest()),
+        details: Some(Arc::new(details)),
+    })
+}
+
+fn connection(state: &sdk::types::ConnectionState) -> Option<Connection> {
+    let status = match state.status.as_ref()? {
+        sdk::types::ConnectionStatus::Connected => ConnectionStatus::Connected,
+        sdk::types::ConnectionStatus::Disconnected => ConnectionStatus::Disconnected,
+        _ => return None,
+    };
+    // Kubernetes' times have whole seconds.
+    let last_updated_at = time(state.last_updated_at).map(crate::record::floor);
+    Some(Connection { status, last_updated_at })
 }
 
 fn summary(summary: sdk::types::TunnelSummary) -> Option<Summary> {

@@ -2,8 +2,12 @@
 
 use crate::memory::CLAIM_LIMIT;
 use clap::{ArgAction, Parser, ValueEnum};
+use opentunnel_api::PREFIX;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// AWS takes 200 tags of a tunnel, and two are the operator's.
+const MAX_TAGS: usize = 198;
 
 /// The commands.
 #[derive(Parser, Debug)]
@@ -61,6 +65,10 @@ pub struct Run {
     /// the other's tunnels
     #[arg(long, env = "OPENTUNNEL_CLOSE_ORPHANS", default_value = "true")]
     pub close_orphans: CloseOrphans,
+    /// A tag of every tunnel that is opened, key=value; may be given more than once (in the environment: separated by
+    /// commas). A Tunnel's own tag of that key wins
+    #[arg(long, env = "OPENTUNNEL_DEFAULT_TAG", value_delimiter = ',', value_parser = default_tag, value_name = "KEY=VALUE")]
+    pub default_tag: Vec<(String, String)>,
     /// Address of /healthz, /readyz and /metrics. [::] takes IPv4, too; where the node has no IPv6, it is 0.0.0.0
     #[arg(long, env = "OPENTUNNEL_HTTP_ADDR", default_value = "[::]:8080")]
     pub http_addr: SocketAddr,
@@ -98,6 +106,17 @@ impl Run {
     /// # Errors
     /// A text for people.
     pub fn check(&self) -> Result<(), String> {
+        let mut keys: Vec<&String> = self.default_tag.iter().map(|(key, _)| key).collect();
+        keys.sort();
+        if let Some(twice) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("--default-tag names the key {} twice: AWS takes a key once", twice[0]));
+        }
+        if keys.len() > MAX_TAGS {
+            return Err(format!(
+                "--default-tag is given {} times: AWS takes at most {MAX_TAGS} tags beside the operator's two",
+                keys.len()
+            ));
+        }
         // A claim is acted on within that time; after it and the limit of one call, what was claimed has ended.
         if self.recovery_grace <= CLAIM_LIMIT + self.aws_timeout {
             return Err(format!(
@@ -124,6 +143,24 @@ fn duration(text: &str) -> Result<Duration, String> {
         }
         _ => Err("a time with a unit, such as 500ms, 20s or 1m, from 100ms to 24h".into()),
     }
+}
+
+/// A tag that AWS takes, and that is not its own or the operator's.
+fn default_tag(text: &str) -> Result<(String, String), String> {
+    let allowed = |c: char| c.is_alphanumeric() || c.is_whitespace() && !c.is_control() || "_.:/=+-@".contains(c);
+    let fits = |part: &str, lengths: std::ops::RangeInclusive<usize>| {
+        lengths.contains(&part.chars().count()) && part.chars().all(allowed)
+    };
+    let Some((key, value)) = text.split_once('=') else { return Err("key=value, such as team=edge".into()) };
+    if !fits(key, 1..=128) || !fits(value, 0..=256) {
+        return Err(
+            "a tag that AWS takes: key 1-128 and value 0-256 letters, digits, spaces and _ . : / = + - @".into()
+        );
+    }
+    if key.to_lowercase().starts_with("aws:") || key.starts_with(PREFIX) {
+        return Err("keys that begin with aws: are AWS's, those that begin with opentunnel.dev/ the operator's".into());
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn namespace(text: &str) -> Result<String, String> {
@@ -206,5 +243,46 @@ mod tests {
         }
         let run = parse(&["--watch-namespace", "a,b", "--watch-namespace", "c", "--recovery-grace", "26s"]).unwrap();
         assert_eq!(run.watch_namespace, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_default_tag_is_one_that_aws_takes_and_that_is_nobody_elses() {
+        let (long_key, long_value) = ("k".repeat(128), "v".repeat(256));
+        for (text, key, value) in [
+            ("team=edge", "team", "edge"),
+            ("team=", "team", ""),
+            ("a=b=c", "a", "b=c"),
+            ("Größe=a b", "Größe", "a b"),
+            ("a.b:/+-@_=x", "a.b:/+-@_", "x"),
+            (&format!("{long_key}={long_value}"), &long_key, &long_value),
+        ] {
+            assert_eq!(default_tag(text), Ok((key.to_owned(), value.to_owned())));
+        }
+        for (text, words) in [
+            ("team", "key=value"),
+            ("", "key=value"),
+            ("=edge", "a tag that AWS takes"),
+            ("te&m=edge", "a tag that AWS takes"),
+            ("team=a\nb", "a tag that AWS takes"),
+            (&format!("{long_key}k=v"), "a tag that AWS takes"),
+            (&format!("k={long_value}v"), "a tag that AWS takes"),
+            ("aws:team=edge", "are AWS's"),
+            ("AWS:team=edge", "are AWS's"),
+            ("opentunnel.dev/owner=x", "the operator's"),
+        ] {
+            let told = default_tag(text).unwrap_err();
+            assert!(told.contains(words), "{text}: {told}");
+        }
+    }
+
+    #[test]
+    fn default_tags_may_be_many_but_each_key_comes_once() {
+        let run = parse(&["--default-tag", "a=1,b=2", "--default-tag", "c=3"]).unwrap();
+        let pair = |(key, value): &(String, String)| format!("{key}={value}");
+        assert_eq!(run.default_tag.iter().map(pair).collect::<Vec<_>>(), ["a=1", "b=2", "c=3"]);
+        assert!(parse(&["--default-tag", "a=1,b=2,a=3"]).unwrap_err().contains("names the key a twice"));
+        let many = |count: usize| (0..count).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+        assert!(parse(&["--default-tag", &many(198)]).is_ok());
+        assert!(parse(&["--default-tag", &many(199)]).unwrap_err().contains("at most 198 tags"));
     }
 }

@@ -1,7 +1,7 @@
 //! What all reconciles share.
 
 use crate::account::Account;
-use crate::clock::Clock;
+use crate::clock::{Clock, Mono};
 use crate::facts::{Limits, Standing};
 use crate::kubernetes::Kubernetes;
 use crate::leader::Leadership;
@@ -11,9 +11,36 @@ use crate::metrics::Metrics;
 use crate::read::Key;
 use crate::surplus::Surplus;
 use crate::watch::owned::OwnedSecrets;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// The namespaces in which the API server has taken a token Secret of this process, and when it did last: what it would
+/// refuse need not be found out by a trial there.
+#[derive(Default)]
+pub struct TakesSecrets(Mutex<HashMap<String, Mono>>);
+
+/// How long it counts that the API server has taken a token Secret.
+const TAKEN_LIMIT: Duration = Duration::from_secs(3600);
+
+impl TakesSecrets {
+    /// It has taken one, or has refused one.
+    pub fn tell(&self, namespace: &str, taken: bool, now: Mono) {
+        let mut namespaces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken {
+            true => drop(namespaces.insert(namespace.to_owned(), now)),
+            false => drop(namespaces.remove(namespace)),
+        }
+    }
+
+    /// Whether it has taken one a short time ago.
+    pub fn in_namespace(&self, namespace: &str, now: Mono) -> bool {
+        let namespaces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        namespaces.get(namespace).is_some_and(|at| now < *at + TAKEN_LIMIT)
+    }
+}
 
 /// What all reconciles share.
 pub struct Context {
@@ -33,6 +60,8 @@ pub struct Context {
     pub memories: Memories,
     /// Which Secrets are whose.
     pub owned: OwnedSecrets,
+    /// Where the API server takes token Secrets.
+    pub takes_secrets: TakesSecrets,
     /// Tunnels that are to be woken.
     pub wake: mpsc::UnboundedSender<Key>,
     /// What is counted.
@@ -61,5 +90,25 @@ impl Context {
         if let Some(Answer { of: AnswerOf::Open(attempt), tunnel, .. }) = answer {
             self.account.close_surplus(Surplus { key: key.clone(), attempt, tunnel });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_the_api_server_takes_secrets_counts_for_its_namespace_and_an_hour() {
+        let takes = TakesSecrets::default();
+        let at = |second| Mono(Duration::from_secs(second));
+        assert!(!takes.in_namespace("a", at(0)));
+        takes.tell("a", true, at(10));
+        assert!(takes.in_namespace("a", at(10)) && !takes.in_namespace("b", at(10)));
+        assert!(takes.in_namespace("a", at(3609)) && !takes.in_namespace("a", at(3610)));
+        takes.tell("a", true, at(3600));
+        takes.tell("b", false, at(3600));
+        assert!(takes.in_namespace("a", at(3610)), "it counts from the last time");
+        takes.tell("a", false, at(3620));
+        assert!(!takes.in_namespace("a", at(3620)), "a refusal ends it");
     }
 }

@@ -24,6 +24,7 @@ use crate::step::{Lane, Step, Wait};
 use crate::tunnels::{CallErrorKind, Described, Found, InAccount, Life, Search, TunnelId};
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::Reason;
+pub(crate) use ready::was_connected;
 use secrets::TokenSecret;
 use std::time::Duration;
 
@@ -45,7 +46,11 @@ pub fn decide(view: &View, facts: &Facts, memory: &Memory, standing: Standing, l
 
 /// Whether a step starts something that goes on after it.
 fn starts_something(step: &Step) -> bool {
-    matches!(step, Step::Claim { new: true, .. } | Step::Record(Change::Rotating { .. } | Change::Adopted { .. }))
+    matches!(
+        step,
+        Step::Claim { new: true, .. }
+            | Step::Record(Change::Rotating { .. } | Change::Adopted { .. } | Change::Closing(_))
+    )
 }
 
 /// The reason that a failed call gives.
@@ -86,7 +91,8 @@ impl<'a> Case<'a> {
         let object = &view.object;
         // What was found before this process led may have been closed by another since.
         let counts = |search: &&Search| standing.leads_since().is_some_and(|since| search.started >= since);
-        let all = facts.secrets.iter().map(|facts| TokenSecret::judge(object, facts));
+        let waited = memory.opening.since.is_none_or(|since| now.mono >= since + secrets::PREDECESSOR_LIMIT);
+        let all = facts.secrets.iter().map(|facts| TokenSecret::judge(object, facts, !waited));
         let (secrets, former) = all.partition(|secret| secret.wanted.is_some());
         Self { object, view, facts, memory, search: facts.search.as_ref().filter(counts), secrets, former, limits, now }
     }
@@ -107,8 +113,17 @@ impl<'a> Case<'a> {
             (Goal::Open, Phase::None) => self.open(),
             (Goal::Open, Phase::Open(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.make_ready(tunnel)),
             (Goal::Open, Phase::Ready(tunnel)) => self.look_after(tunnel).unwrap_or_else(|| self.keep_ready(tunnel)),
-            (Goal::Open, Phase::Ended(_)) => self.rest(),
+            (Goal::Open, Phase::Ended(tunnel)) if self.object.reopens() => self.open_again(tunnel),
+            (Goal::Open, Phase::Ended(tunnel)) => self.rest(tunnel),
             (Goal::Down(Down::Deleted), _) => self.delete(),
+            (Goal::Down(Down::Suspended), Phase::Open(tunnel) | Phase::Ready(tunnel)) => {
+                self.close_for(tunnel, Reason::Suspended)
+            }
+            (Goal::Down(Down::Suspended), Phase::None | Phase::Ended(_)) => self.suspend(),
+            (Goal::Down(Down::Outdated), Phase::Open(tunnel) | Phase::Ready(tunnel)) => {
+                self.close_for(tunnel, tunnel.closes_for().unwrap_or(Reason::Recreating))
+            }
+            (Goal::Down(Down::Outdated), Phase::None | Phase::Ended(_)) => Step::Wait(Wait::default()),
         }
     }
 
@@ -137,8 +152,8 @@ impl<'a> Case<'a> {
     }
 
     /// What AWS told last of a tunnel.
-    fn described(&self, id: &TunnelId) -> Option<Described> {
-        self.facts.described.iter().find(|(of, _)| of == id).map(|(_, described)| *described)
+    fn described(&self, id: &TunnelId) -> Option<&'a Described> {
+        self.facts.described.iter().find(|(of, _)| of == id).map(|(_, described)| described)
     }
 
     /// Tunnels that a search found and nobody has closed since.

@@ -1,10 +1,11 @@
 //! The Kubernetes Event that tells of a step: one per transition and none per retry. Pure.
 
+use crate::decide::was_connected;
 use crate::read::{Goal, Object};
-use crate::record::Change;
+use crate::record::{Change, Connections};
 use crate::status::main_message;
 use crate::step::{Identity, Outcome, Step};
-use opentunnel_api::Reason;
+use opentunnel_api::{Connection, ConnectionStatus, ROTATE_AT_ANNOTATION, ROTATE_CLIENT_MODE_ANNOTATION, Reason};
 
 /// An Event of a Tunnel.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,10 +23,43 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
     let notice = |warning, reason: &str, message| Some(Notice { warning, reason: reason.into(), message });
     match (step, outcome) {
         (Step::Record(change), Outcome::Written(written)) => {
+            if let Change::Connected(now) = change {
+                return connected(object, now);
+            }
+            if let Change::RotationRefused(value) = change {
+                let words = format!(
+                    "{ROTATE_AT_ANNOTATION} {value:?} is not carried out: {ROTATE_CLIENT_MODE_ANNOTATION} has to be SOURCE, DESTINATION or ALL; correct it and give a new value"
+                );
+                return notice(true, "RotationRefused", words);
+            }
             let (warning, reason) = of_change(change)?;
             let message = main_message(&written.conditions).unwrap_or_default();
             Some(Notice { warning, reason, message: message.to_owned() })
         }
+        (Step::TellUnconnected, _) => {
+            let thing = object.spec.request.destination.as_ref().and_then(|d| d.thing_name.as_deref());
+            let device = thing.unwrap_or("the device");
+            let words = format!(
+                "the destination has not connected within 2 min: is {device} online; does its agent listen to $aws/things/{}/tunnels/notify; AWS's device agents take one service, called SSH or VNC. The annotation {ROTATE_AT_ANNOTATION} (with {ROTATE_CLIENT_MODE_ANNOTATION}: DESTINATION) sends it a new token",
+                thing.unwrap_or("<thing>")
+            );
+            notice(true, "DestinationNotConnected", words)
+        }
+        (Step::Tag { tags, told: false, .. }, Outcome::Tagged(Err(error))) => {
+            let keys: Vec<_> = tags.keys().map(String::as_str).collect();
+            notice(
+                true,
+                "TagsNotSet",
+                format!("AWS does not set the tags {}: {error}; it is tried again", keys.join(", ")),
+            )
+        }
+        (Step::TakeTagsOff { keys, told: false, .. }, Outcome::Tagged(Err(error))) => notice(
+            true,
+            "TagsNotSet",
+            format!("AWS does not take the tags {} off: {error}; it is tried again", keys.join(", ")),
+        ),
+        // On the way down the end is told when it is recorded.
+        (Step::Close { .. }, Outcome::ClosedOrUntagged(Ok(()))) if object.deleted_at.is_none() => None,
         (Step::Close { tunnel, .. }, Outcome::ClosedOrUntagged(Ok(()))) => {
             notice(false, "Closed", format!("tunnel {} is closed", tunnel.id))
         }
@@ -45,16 +79,43 @@ fn of_change(change: &Change) -> Option<(bool, String)> {
     Some(match change {
         Change::Opened { .. } => (false, "Opened".to_owned()),
         Change::Adopted { .. } => (false, "Adopted".to_owned()),
-        Change::Rotated(_) => (false, "TokensRotated".to_owned()),
+        Change::Rotated { .. } => (false, "TokensRotated".to_owned()),
         Change::SecretsUpdated(_) => (false, "SecretsUpdated".to_owned()),
-        Change::OpenedInConflict { .. } => (true, Reason::SecretConflict.to_string()),
+        Change::OpenedInVain { report, .. } => (true, report.reason.to_string()),
+        Change::Ended { reason, .. } | Change::Closing(reason) if *reason == Reason::Recreating => match change {
+            Change::Closing(_) => (false, reason.to_string()),
+            _ => (false, "Closed".into()),
+        },
         Change::Ended { reason, .. } => (false, reason.to_string()),
+        Change::Suspended => (false, Reason::Suspended.to_string()),
         Change::Report(report) => match report.reason {
             Reason::LimitExceeded | Reason::AwsUnavailable => (true, report.reason.to_string()),
             reason if reason.is_stalled() => (true, reason.to_string()),
             _ => return None,
         },
-        Change::Rotating { .. } | Change::OpenedAt(_) => return None,
+        Change::Rotating { .. } | Change::OpenedAt(_) | Change::Closing(_) | Change::TagKeys(_) => return None,
+        Change::Connected(_) | Change::RotationRefused(_) => return None,
+    })
+}
+
+/// A side has connected for the first time.
+fn connected(object: &Object, now: &Connections) -> Option<Notice> {
+    let tunnel = object.record.tunnel.as_ref()?;
+    let before = &object.record.connections;
+    let first = |before: &Option<Connection>, now: &Option<Connection>| {
+        let is = now.as_ref().is_some_and(|c| c.status == ConnectionStatus::Connected);
+        is && !before.as_ref().is_some_and(was_connected(tunnel))
+    };
+    let side = match (first(&before.source, &now.source), first(&before.destination, &now.destination)) {
+        (true, true) => "both sides are connected",
+        (true, false) => "the source is connected",
+        (false, true) => "the destination is connected",
+        (false, false) => return None,
+    };
+    Some(Notice {
+        warning: false,
+        reason: "Connected".into(),
+        message: format!("{side}, for the first time (tunnel {})", tunnel.reference.id),
     })
 }
 
@@ -62,7 +123,7 @@ fn of_change(change: &Change) -> Option<(bool, String)> {
 mod tests {
     use super::*;
     use crate::read::read;
-    use crate::record::Change;
+    use crate::record::{Change, Opening};
     use crate::status::render;
     use crate::step::{Report, Wait};
     use crate::tunnels::{Attempt, CallError, CallErrorKind, Found, Owner, TunnelId, TunnelRef};
@@ -111,17 +172,33 @@ mod tests {
     fn each_transition_is_told_once_by_its_reason() {
         let attempt = Attempt("a".into());
         let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt };
-        let found = Found { tunnel: tunnel(), owner, created_at: at() };
-        let (tunnel, secrets) = (tunnel(), Vec::new());
+        let found = Found { tunnel: tunnel(), owner, created_at: at(), opened_with: None };
+        let opening = Opening {
+            tunnel: tunnel(),
+            at: at(),
+            attempt: Attempt("a".into()),
+            opened_with: String::new(),
+            tag_keys: vec![],
+            handled: None,
+        };
+        let ended = |reason| Change::Ended { reason, closed_at: at(), told: true, reopen: None };
+        let in_conflict = Report { reason: Reason::SecretConflict, message: String::new() };
+        let secrets = Vec::new();
         for (change, expected) in [
-            (Change::Opened { tunnel: tunnel.clone(), at: at(), generation: 1, secrets }, Some((false, "Opened"))),
-            (Change::OpenedInConflict { tunnel, at: at(), generation: 1 }, Some((true, "SecretConflict"))),
-            (Change::Adopted { found, generation: 2 }, Some((false, "Adopted"))),
-            (Change::Rotating { generation: 2, mode: ClientMode::All }, None),
-            (Change::Rotated(vec![]), Some((false, "TokensRotated"))),
+            (Change::Opened { opening: opening.clone(), generation: 1, secrets }, Some((false, "Opened"))),
+            (Change::OpenedInVain { opening, generation: 1, report: in_conflict }, Some((true, "SecretConflict"))),
+            (Change::Adopted { found, generation: 2, handled: None }, Some((false, "Adopted"))),
+            (Change::Rotating { generation: 2, mode: ClientMode::All, redone: None }, None),
+            (Change::Rotated { secrets: vec![], handled: None }, Some((false, "TokensRotated"))),
             (Change::SecretsUpdated(vec![]), Some((false, "SecretsUpdated"))),
-            (Change::Ended { reason: Reason::Expired, closed_at: at() }, Some((false, "Expired"))),
-            (Change::Ended { reason: Reason::Closed, closed_at: at() }, Some((false, "Closed"))),
+            (ended(Reason::Expired), Some((false, "Expired"))),
+            (ended(Reason::Closed), Some((false, "Closed"))),
+            (ended(Reason::Suspended), Some((false, "Suspended"))),
+            (ended(Reason::Recreating), Some((false, "Closed"))),
+            (Change::Closing(Reason::Recreating), Some((false, "Recreating"))),
+            (Change::Closing(Reason::Suspended), None),
+            (Change::Suspended, Some((false, "Suspended"))),
+            (Change::TagKeys(vec![]), None),
             (Change::OpenedAt(at()), None),
             (report(Reason::Open), None),
             (report(Reason::Opening), None),
@@ -132,6 +209,7 @@ mod tests {
             (report(Reason::AccessDenied), Some((true, "AccessDenied"))),
             (report(Reason::InvalidRequest), Some((true, "InvalidRequest"))),
             (report(Reason::SecretConflict), Some((true, "SecretConflict"))),
+            (report(Reason::SecretModified), Some((true, "SecretModified"))),
             (report(Reason::WrongAccount), Some((true, "WrongAccount"))),
         ] {
             let step = Step::Record(change.clone());
@@ -181,5 +259,76 @@ mod tests {
                 assert_eq!(told(&step, &outcome, false), None, "{step:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_side_that_connects_for_the_first_time_is_told_of_and_no_later_one() {
+        use ConnectionStatus::{Connected, Disconnected};
+        let side = |status, second: Option<i64>| {
+            let last_updated_at = second.map(|second| Timestamp::from_second(second).unwrap());
+            Some(Connection { status, last_updated_at })
+        };
+        let opened = side(Disconnected, Some(1));
+        for (source, destination, before, words) in [
+            (side(Connected, Some(60)), opened.clone(), None, Some("the source is connected")),
+            (opened.clone(), side(Connected, Some(60)), None, Some("the destination is connected")),
+            (side(Connected, Some(60)), side(Connected, Some(60)), None, Some("both sides are connected")),
+            (opened.clone(), opened.clone(), None, None),
+            (side(Disconnected, Some(90)), opened.clone(), side(Connected, Some(60)), None),
+            (side(Connected, Some(90)), opened.clone(), side(Disconnected, Some(60)), None),
+            (side(Connected, Some(90)), opened.clone(), side(Connected, Some(60)), None),
+            (side(Connected, Some(90)), opened.clone(), side(Disconnected, None), Some("the source is connected")),
+            // It was connected and gone before anybody looked.
+            (side(Connected, Some(90)), opened.clone(), opened.clone(), Some("the source is connected")),
+        ] {
+            let mut of = object(false, json!({"tunnelId": "t", "openedAt": "1970-01-01T00:00:00Z"}));
+            of.record.connections.source = before.clone();
+            let step = Step::Record(Change::Connected(Connections { source: source.clone(), destination }));
+            let notice = after(&step, &Outcome::Written(Box::new(of.clone())), &of);
+            let case = format!("{before:?}, then {source:?}");
+            assert_eq!(notice.is_some(), words.is_some(), "{case}");
+            if let (Some(notice), Some(words)) = (notice, words) {
+                assert_eq!((notice.warning, notice.reason.as_str()), (false, "Connected"), "{case}");
+                assert!(notice.message.starts_with(words), "{case}: {}", notice.message);
+            }
+            assert_eq!(after(&step, &Outcome::Conflict(None), &of), None, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_needs_a_look_beside_the_status_is_a_warning() {
+        let tags = || crate::tunnels::Tags::from([("team".into(), "edge".into())]);
+        let tag = |told| Step::Tag { tunnel: tunnel(), tags: tags(), told };
+        let off = |told| Step::TakeTagsOff { tunnel: tunnel(), keys: vec!["old".into()], told };
+        let failed = || Outcome::Tagged(Err(refused()));
+        let refusal = Change::RotationRefused("2026".into());
+        for (step, outcome, expected) in [
+            (tag(false), failed(), Some("TagsNotSet")),
+            (off(false), failed(), Some("TagsNotSet")),
+            (tag(true), failed(), None),
+            (off(true), failed(), None),
+            (tag(false), Outcome::Tagged(Ok(())), None),
+            (off(false), Outcome::Tagged(Ok(())), None),
+            (Step::Mark { tunnel: tunnel(), generation: 2 }, failed(), None),
+            (Step::TellUnconnected, Outcome::Done, Some("DestinationNotConnected")),
+            (Step::Record(refusal.clone()), write(&refusal), Some("RotationRefused")),
+            (Step::Record(refusal.clone()), Outcome::Conflict(None), None),
+        ] {
+            let expected = expected.map(|reason| (true, reason.to_owned()));
+            assert_eq!(told(&step, &outcome, false), expected, "{step:?}, {outcome:?}");
+        }
+        let message =
+            |step: &Step, outcome: &Outcome| after(step, outcome, &object(false, json!(null))).unwrap().message;
+        assert!(message(&tag(false), &failed()).contains("team"));
+        assert!(message(&off(false), &failed()).contains("old"));
+        assert!(message(&Step::TellUnconnected, &Outcome::Done).contains("<thing>"));
+        let refused = message(&Step::Record(refusal.clone()), &write(&refusal));
+        assert!(refused.contains("2026") && refused.contains("SOURCE, DESTINATION or ALL"), "{refused}");
+    }
+
+    #[test]
+    fn a_close_on_the_way_down_is_told_when_its_end_is_recorded() {
+        let close = Step::Close { tunnel: tunnel(), opened_at: at() };
+        assert_eq!(told(&close, &Outcome::ClosedOrUntagged(Ok(())), false), None);
     }
 }

@@ -5,7 +5,7 @@ use crate::pacer::{Gate, Turn};
 use crate::read::Object;
 use crate::secrets::SecretFacts;
 use crate::step::Lane;
-use crate::tunnels::{Attempt, CallError, Described, InAccount, Search, TunnelId};
+use crate::tunnels::{Attempt, CallError, Described, InAccount, Search, Tags, TunnelId};
 use std::time::Duration;
 
 /// The operator's settings that decisions depend on.
@@ -80,6 +80,10 @@ pub struct Facts {
     pub gate: Option<Gate>,
     /// What the last reconcile failed with, if it failed.
     pub trouble: Option<String>,
+    /// The tags that its tunnel is to have: the spec's, and `--default-tag`.
+    pub tags: Tags,
+    /// The API server has taken a token Secret of this process in the Tunnel's namespace a short time ago.
+    pub takes_secrets: bool,
 }
 
 /// Where a Tunnel stands in each queue.

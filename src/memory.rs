@@ -4,15 +4,18 @@
 //! what a step came to. Both are pure, and the model checker goes through the very same changes.
 
 mod learn;
+pub mod redone;
 mod see;
 pub mod store;
 
 use crate::clock::Mono;
 use crate::read::{Goal, Object, SecretSpec};
 use crate::step::Refusal;
-use crate::tunnels::{Attempt, Tokens, TunnelId, TunnelRef};
+use crate::tunnels::{Attempt, Tags, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
 use opentunnel_api::{ClientMode, Reason};
+use redone::Redone;
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -36,6 +39,8 @@ pub struct Remembered {
     pub opening: Opening,
     /// Of rotations.
     pub rotating: Rotating,
+    /// Of the open tunnel.
+    pub tending: Tending,
     /// Of the end.
     pub ending: Ending,
     /// Tunnels that are this Tunnel's according to AWS: this process opened them, or has seen their owner tag.
@@ -55,6 +60,8 @@ pub struct Opening {
     pub attempt: Option<Attempt>,
     /// When this process last made a call to OpenTunnel that may have been carried out.
     pub doubt: Option<Mono>,
+    /// Since when a tunnel is to be opened.
+    pub since: Option<Mono>,
 }
 
 /// What is remembered of rotations.
@@ -67,6 +74,26 @@ pub struct Rotating {
     /// The generation of a Rotate of this process that somebody superseded while it was under way, or that ended later
     /// than the recovery grace allows (the process was paused): AWS may have carried it out after a newer one.
     pub late: Option<i64>,
+    /// The generation that this process has tagged the tunnel with.
+    pub marked: Option<i64>,
+    /// Rotations in a row, because what was written into a Secret did not stay.
+    pub redone: Option<Redone>,
+}
+
+/// What is known of tags, by key: the value, or `None` where there is no such tag. Of other keys nothing is known.
+pub type KnownTags = BTreeMap<String, Option<String>>;
+
+/// What is remembered of an open tunnel.
+#[derive(Debug, Default)]
+pub struct Tending {
+    /// The tags that this process has set or taken off, and when it did last.
+    pub tags: Option<(KnownTags, Mono)>,
+    /// A call that set tags failed: so often in a row, and it is tried again then.
+    pub tags_failed: Option<(u32, Mono)>,
+    /// When the connections were written last.
+    pub connections: Option<Mono>,
+    /// It was told that the destination has not connected.
+    pub told_unconnected: bool,
 }
 
 /// What is remembered of the end.
@@ -101,7 +128,7 @@ pub struct Trial {
 }
 
 /// A rotation of this process.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rotation {
     /// Its generation.
     pub generation: i64,
@@ -111,6 +138,8 @@ pub struct Rotation {
     pub others_live: bool,
     /// How far it is.
     pub stage: RotationStage,
+    /// The value of the annotation that asked for it.
+    pub handles: Option<String>,
 }
 
 /// How far a rotation is.
@@ -133,6 +162,8 @@ pub struct Answer {
     pub tunnel: TunnelRef,
     /// The tokens. Never in a text.
     pub tokens: Tokens,
+    /// The tags that the tunnel was opened with, and [`OpenRequest::digest`](crate::tunnels::OpenRequest::digest).
+    pub opened_with: Option<(Tags, String)>,
     /// When the answer came.
     pub at: Mono,
     /// The same by the local clock.

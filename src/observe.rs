@@ -46,6 +46,8 @@ pub async fn observe(
         turns: account.pacers.turns(key),
         gate: account.pacers.lane(crate::step::Lane::Open).gate(),
         trouble: trouble.map(str::to_owned),
+        tags: account.tags(&object.spec),
+        takes_secrets: ctx.takes_secrets.in_namespace(&key.namespace, ctx.clock.mono()),
     })
 }
 
@@ -65,5 +67,9 @@ fn facts(ctx: &Context, view: &View, memory: &Memory, name: &str, secret: Option
         let data = secrets::data(wanted.mode, &answer.tokens, &answer.tunnel.id, ctx.account.aws.region());
         secrets::sha256(&data)
     });
-    SecretFacts { name: name.to_owned(), found: secret.map(|s| secrets::found(s, wanted)), sha256_of_answer }
+    SecretFacts {
+        name: name.to_owned(),
+        found: secret.map(|s| secrets::found(s, &view.object.key, wanted)),
+        sha256_of_answer,
+    }
 }

@@ -9,11 +9,13 @@ use crate::aws::Aws;
 use crate::clock::{Clock, Mono};
 use crate::orphans::Candidate;
 use crate::orphans::sightings::{Answer, Answers, Sightings};
-use crate::read::Key;
-use crate::tunnels::{CallError, CallErrorKind, Described, Life, Search, TunnelId};
+use crate::read::{Key, read};
+use crate::record::Connections;
+use crate::tunnels::{CallError, CallErrorKind, Described, Details, Life, Search, TunnelId};
 use jiff::Timestamp;
+use opentunnel_api::Tunnel;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
@@ -23,9 +25,11 @@ const SPACING: Duration = Duration::from_millis(102);
 const GATHER: Duration = Duration::from_millis(50);
 /// The longest pause after a read that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// Tunnels that no Tunnel has are described while nobody else asks for anything, at a fifth of AWS's quota: an
-/// account may have thousands.
-const UNKNOWN_SPACING: Duration = Duration::from_millis(500);
+/// While nobody asks for anything, tunnels that no Tunnel has, and those of Tunnels, are described at a fifth of AWS's
+/// quota: there may be thousands.
+const BACKGROUND_SPACING: Duration = Duration::from_millis(500);
+/// An open tunnel is described at least in every so many'th round, as far as that spacing lets it.
+const REFRESH_ROUNDS: u32 = 5;
 /// Where no Tunnel has a tunnel, only every so many'th round is listed, for what may be left of Tunnels.
 const IDLE_ROUNDS: u32 = 5;
 
@@ -38,6 +42,15 @@ pub struct Watched {
     pub id: TunnelId,
     /// When it was opened, as recorded.
     pub opened_at: Timestamp,
+    /// The Tunnel.
+    pub tunnel: Arc<Tunnel>,
+}
+
+/// An open tunnel that is to be described for what changes while it is open.
+struct Refresh {
+    watched: Watched,
+    /// AWS's `lastUpdatedAt` in the listing.
+    updated_at: Timestamp,
 }
 
 /// How it polls.
@@ -80,12 +93,20 @@ struct Shared {
     /// What DescribeTunnel told: while somebody searches, and where it is settled. Each tunnel is described once for it.
     answers: Answers,
     sightings: Sightings,
+    /// Open tunnels of Tunnels that are described in the background, the last one first.
+    refresh: Vec<Refresh>,
+    /// AWS's `lastUpdatedAt` when a tunnel was refreshed last.
+    refreshed: HashMap<TunnelId, Timestamp>,
+    /// The turn in the background was a refresh's.
+    refreshed_last: bool,
 }
 
 impl Shared {
-    /// Keeps what AWS told, unless something newer is there.
-    fn take(&mut self, id: &TunnelId, described: Described) {
-        if self.described.get(id).is_none_or(|newest| newest.asked <= described.asked) {
+    /// Keeps what AWS told, unless something newer is there. What a listing does not tell stays.
+    fn take(&mut self, id: &TunnelId, mut described: Described) {
+        let newest = self.described.get(id);
+        if newest.is_none_or(|newest| newest.asked <= described.asked) {
+            described.details = described.details.or_else(|| newest.and_then(|newest| newest.details.clone()));
             self.described.insert(id.clone(), described);
         }
     }
@@ -126,7 +147,8 @@ impl Poller {
         let mut state = self.lock();
         // It may have been asked before this process lost the lead.
         if state.epoch == epoch {
-            state.take(id, Described { life: answer.description.life, asked });
+            let details = answer.description.details.clone().map(|details| (details, asked));
+            state.take(id, Described { life: answer.description.life, asked, details });
             // A tunnel that was just opened may not be known everywhere: it is asked for again.
             if answer.description.life != Life::NotFound {
                 state.answers.insert(id.clone(), answer.clone());
@@ -157,7 +179,7 @@ impl Poller {
 
     /// What AWS told last of a tunnel's life.
     pub fn described(&self, id: &TunnelId) -> Option<Described> {
-        self.lock().described.get(id).copied()
+        self.lock().described.get(id).cloned()
     }
 
     /// What reads for a Tunnel fail with at present.
@@ -198,8 +220,8 @@ impl Poller {
         loop {
             let due = last_round.map_or(Duration::ZERO, |at| self.rounds.interval.saturating_sub(at.elapsed()));
             if !self.is_asked() {
-                let any_unknown = self.lock().sightings.is_any_due();
-                let pause = if any_unknown { due.min(UNKNOWN_SPACING) } else { due };
+                let background = self.has_background();
+                let pause = if background { due.min(BACKGROUND_SPACING) } else { due };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = self.asked.notified() => tokio::time::sleep(GATHER).await,
@@ -207,7 +229,7 @@ impl Poller {
             }
             let round_due = last_round.is_none_or(|at| at.elapsed() >= self.rounds.interval);
             if !round_due && !self.is_asked() {
-                self.describe_unknown().await;
+                self.describe_in_background().await;
                 continue;
             }
             let watched = if round_due { watched() } else { Vec::new() };
@@ -285,11 +307,48 @@ impl Poller {
         all
     }
 
+    fn has_background(&self) -> bool {
+        let state = self.lock();
+        state.sightings.is_any_due() || !state.refresh.is_empty()
+    }
+
+    /// Describes one tunnel: in turns one that no Tunnel has, and one of a Tunnel.
+    async fn describe_in_background(&self) {
+        let next = {
+            let mut state = self.lock();
+            let unknown_next = state.refreshed_last && state.sightings.is_any_due();
+            let refresh = if unknown_next { None } else { state.refresh.pop() };
+            state.refreshed_last = refresh.is_some();
+            refresh
+        };
+        match next {
+            Some(refresh) => self.refresh(refresh).await,
+            None => self.describe_unknown().await,
+        }
+    }
+
+    /// Describes an open tunnel, and wakes its Tunnel if there is something to do about it. One that fails comes again
+    /// in the next round.
+    async fn refresh(&self, Refresh { watched: Watched { key, id, tunnel, .. }, updated_at }: Refresh) {
+        let before = self.described(&id).and_then(|described| described.details);
+        let Ok(answer) = self.read(&id).await else { return };
+        self.lock().refreshed.insert(id, updated_at);
+        let open = matches!(answer.description.life, Life::Open { .. });
+        let news = match (&answer.description.details, before) {
+            (Some(now), Some((before, _))) => *now != before,
+            (Some(now), None) => is_news(&tunnel, now),
+            (None, _) => false,
+        };
+        if news || !open {
+            let _ = self.wake.send(key);
+        }
+    }
+
     /// Describes one of those that no Tunnel has. When AWS cannot be asked, the others wait for the next round too.
     async fn describe_unknown(&self) {
         let due = self.lock().sightings.next_due();
         let Some(id) = due else { return };
-        if let Err(error) = self.owner(&id).await {
+        if let Err(error) = self.answer(&id).await {
             tracing::warn!(tunnel_id = %id, %error, "AWS cannot be asked whose a tunnel is; trying again");
             // What is refused of one says nothing about the others.
             if !matches!(error.kind, CallErrorKind::InvalidRequest | CallErrorKind::AccessDenied) {
@@ -301,4 +360,16 @@ impl Poller {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether what AWS tells of an open tunnel, for the first time in the life of this process, is not what its Tunnel
+/// shows and wants.
+fn is_news(tunnel: &Tunnel, details: &Details) -> bool {
+    let Ok(object) = read(tunnel) else { return false };
+    let connections = Connections { source: details.source.clone(), destination: details.destination.clone() };
+    let tags = &object.spec.request.tags;
+    connections.is_news(&object.record.connections)
+        || details.generation() > Some(object.record.token_generation)
+        || tags.iter().any(|(key, value)| details.tags.get(key) != Some(value))
+        || object.record.tag_keys.iter().any(|key| !details.tags.contains_key(key))
 }

@@ -1,15 +1,16 @@
 //! A Tunnel object becomes types that hold nothing invalid: what its spec wants, and what the operator has recorded
 //! on it. Pure.
 
-use crate::record::Record;
+use crate::record::{Phase, Record};
 use crate::tunnels::{Attempt, DestinationConfig, OpenRequest};
-use crate::whose::Claimant;
+use crate::whose::{Claimant, Named};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use opentunnel_api::{
     ClientMode, Condition, DEFAULT_LIFETIME_MINUTES, DeletionPolicy, FINALIZER, OPENING_ANNOTATION, PREFIX,
-    TokenSecret, Tunnel, TunnelSpec,
+    ROTATE_AT_ANNOTATION, ROTATE_CLIENT_MODE_ANNOTATION, Reason, ReopenPolicy, TokenSecret, Tunnel, TunnelSpec,
+    UpdatePolicy,
 };
 use std::collections::BTreeMap;
 
@@ -59,6 +60,17 @@ pub struct Object {
     pub record: Record,
     /// The conditions as they stand.
     pub conditions: Vec<Condition>,
+    /// The rotation that its annotations ask for.
+    pub rotate: Option<RotateRequest>,
+}
+
+/// A rotation that the annotations ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RotateRequest {
+    /// The value of `opentunnel.dev/rotate-at`: each is carried out once.
+    pub value: String,
+    /// Which sides. `None`: there is no such side as the annotation names.
+    pub mode: Option<ClientMode>,
 }
 
 /// What a Tunnel wants.
@@ -75,6 +87,10 @@ pub enum Goal {
 pub enum Down {
     /// Its deletion was asked for.
     Deleted,
+    /// `spec.suspend`.
+    Suspended,
+    /// The tunnel was opened with a spec that is no longer the Tunnel's, or its close has begun: a new one follows.
+    Outdated,
 }
 
 /// What the spec of a Tunnel says.
@@ -86,8 +102,14 @@ pub struct Spec {
     pub lifetime: SignedDuration,
     /// The Secrets that get the tokens. Never empty.
     pub secrets: Vec<SecretSpec>,
+    /// Whether a change that AWS cannot make on an open tunnel makes a new one.
+    pub update_policy: UpdatePolicy,
     /// What becomes of the tunnel when the Tunnel is deleted.
     pub deletion_policy: DeletionPolicy,
+    /// What follows when the tunnel is closed by others.
+    pub reopen_policy: ReopenPolicy,
+    /// No tunnel is wanted for now.
+    pub suspend: bool,
 }
 
 /// A Secret that gets tokens.
@@ -106,7 +128,50 @@ pub struct SecretSpec {
 impl Object {
     /// What the Tunnel wants.
     pub fn goal(&self) -> Goal {
-        if self.deleted_at.is_some() { Goal::Down(Down::Deleted) } else { Goal::Open }
+        match self.record.phase() {
+            _ if self.deleted_at.is_some() => Goal::Down(Down::Deleted),
+            _ if self.spec.suspend => Goal::Down(Down::Suspended),
+            // Whoever has made it known that it is being closed may have called CloseTunnel: there is no way back.
+            Phase::Open(tunnel) | Phase::Ready(tunnel) if tunnel.closes_for().is_some() => Goal::Down(Down::Outdated),
+            Phase::Open(tunnel) | Phase::Ready(tunnel)
+                if self.spec.update_policy == UpdatePolicy::Recreate
+                    && tunnel.opened_with.as_ref().is_some_and(|with| *with != self.spec.request.digest()) =>
+            {
+                Goal::Down(Down::Outdated)
+            }
+            _ => Goal::Open,
+        }
+    }
+
+    /// Its tunnel has ended, and another is wanted.
+    pub fn reopens(&self) -> bool {
+        let Phase::Ended(tunnel) = self.record.phase() else { return false };
+        let by_policy = match tunnel.end_reason.or(self.record.reported) {
+            Some(Reason::Expired) => self.spec.reopen_policy != ReopenPolicy::Never,
+            Some(Reason::Closed) => self.spec.reopen_policy == ReopenPolicy::Always,
+            Some(Reason::Suspended | Reason::Recreating) => true,
+            _ => false,
+        };
+        by_policy && self.goal() == Goal::Open
+    }
+
+    /// A tunnel of its that is not known was opened after this time, by the API server's clock or AWS's.
+    pub fn opened_after(&self) -> Timestamp {
+        match self.record.phase() {
+            Phase::Ended(tunnel) => tunnel.closed_at.map_or(self.created_at, |at| at.max(self.created_at)),
+            _ => self.created_at,
+        }
+    }
+
+    /// The claim is that of the tunnel that its status names: nobody has claimed since.
+    pub fn claim_is_settled(&self) -> bool {
+        let attempt = self.record.tunnel.as_ref().and_then(|t| t.attempt.as_ref());
+        attempt.is_some() && attempt == self.record.claim.as_ref()
+    }
+
+    /// The rotation that its annotations ask for, and that was not carried out yet.
+    pub fn wanted_rotation(&self) -> Option<&RotateRequest> {
+        self.rotate.as_ref().filter(|rotate| self.record.handled_rotate_at.as_ref() != Some(&rotate.value))
     }
 
     /// The sides that any of the wanted Secrets needs.
@@ -125,7 +190,12 @@ impl Object {
             key: self.key.clone(),
             down: self.goal() != Goal::Open,
             claim: self.record.claim.clone(),
-            tunnel: self.record.tunnel.as_ref().map(|t| (t.reference.id.clone(), t.state)),
+            tunnel: self
+                .record
+                .tunnel
+                .as_ref()
+                .map(|t| Named { id: t.reference.id.clone(), attempt: t.attempt.clone() }),
+            reopens: self.reopens(),
         }
     }
 }
@@ -157,6 +227,7 @@ pub fn read(tunnel: &Tunnel) -> Result<Object, Incomplete> {
             ..status.map_or_else(Record::default, |status| Record::of(status, spec.lifetime))
         },
         conditions: status.and_then(|status| status.conditions.clone()).unwrap_or_default(),
+        rotate: rotate(meta.annotations.as_ref()),
         spec,
         key,
     })
@@ -165,7 +236,25 @@ pub fn read(tunnel: &Tunnel) -> Result<Object, Incomplete> {
 /// The attempt that claims to open for the Tunnel with this UID.
 pub fn claim(annotations: Option<&BTreeMap<String, String>>, uid: &str) -> Option<Attempt> {
     let (claimed, attempt) = annotations?.get(OPENING_ANNOTATION)?.split_once('/')?;
-    (claimed == uid && !attempt.is_empty()).then(|| Attempt(attempt.to_owned()))
+    (claimed == uid && Attempt::fits(attempt)).then(|| Attempt(attempt.to_owned()))
+}
+
+/// Bytes of the annotation's value that count: the status has room for so many characters.
+const ROTATE_AT_LIMIT: usize = 1024;
+
+fn rotate(annotations: Option<&BTreeMap<String, String>>) -> Option<RotateRequest> {
+    let annotations = annotations?;
+    let value = annotations.get(ROTATE_AT_ANNOTATION).filter(|value| !value.is_empty())?;
+    let mode = match annotations.get(ROTATE_CLIENT_MODE_ANNOTATION).map(|mode| mode.trim().to_ascii_uppercase()) {
+        None => Some(ClientMode::All),
+        Some(mode) => match mode.as_str() {
+            "SOURCE" => Some(ClientMode::Source),
+            "DESTINATION" => Some(ClientMode::Destination),
+            "ALL" | "" => Some(ClientMode::All),
+            _ => None,
+        },
+    };
+    Some(RotateRequest { value: value[..value.floor_char_boundary(ROTATE_AT_LIMIT)].to_owned(), mode })
 }
 
 fn spec(spec: &TunnelSpec, key: &Key) -> Spec {
@@ -187,7 +276,10 @@ fn spec(spec: &TunnelSpec, key: &Key) -> Spec {
         },
         lifetime: SignedDuration::from_mins(lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).into()),
         secrets,
+        update_policy: spec.update_policy,
         deletion_policy: spec.deletion_policy,
+        reopen_policy: spec.reopen_policy,
+        suspend: spec.suspend,
     }
 }
 
@@ -203,7 +295,6 @@ fn secret(secret: &TokenSecret) -> SecretSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opentunnel_api::Reason;
     use serde_json::json;
 
     fn tunnel(annotations: serde_json::Value, status: serde_json::Value) -> Object {
@@ -244,5 +335,134 @@ mod tests {
         assert_eq!((secrets(&tunnel)[0].name.as_str(), secrets(&tunnel)[0].mode), ("sensor-tokens", ClientMode::All));
         tunnel.spec.secrets = Some(vec![TokenSecret { name: "x".into(), ..TokenSecret::default() }]);
         assert_eq!((secrets(&tunnel)[0].name.as_str(), secrets(&tunnel)[0].mode), ("x", ClientMode::All));
+    }
+
+    #[test]
+    fn a_rotation_is_asked_for_by_a_value_and_a_side() {
+        let asked = |annotations: serde_json::Value| tunnel(annotations, json!(null)).rotate.map(|r| (r.value, r.mode));
+        let of_side = |side: &str| asked(json!({ROTATE_AT_ANNOTATION: "1", ROTATE_CLIENT_MODE_ANNOTATION: side}));
+        let with = |mode| Some(("1".to_owned(), mode));
+        assert_eq!(asked(json!({})), None);
+        assert_eq!(asked(json!({ROTATE_AT_ANNOTATION: ""})), None);
+        assert_eq!(asked(json!({ROTATE_CLIENT_MODE_ANNOTATION: "SOURCE"})), None, "a side alone asks for nothing");
+        assert_eq!(asked(json!({ROTATE_AT_ANNOTATION: "1"})), with(Some(ClientMode::All)));
+        for (side, expected) in [
+            ("SOURCE", Some(ClientMode::Source)),
+            ("destination", Some(ClientMode::Destination)),
+            (" All ", Some(ClientMode::All)),
+            ("", Some(ClientMode::All)),
+            ("BOTH", None),
+            ("SOURCE,DESTINATION", None),
+        ] {
+            assert_eq!(of_side(side), with(expected), "{side:?}");
+        }
+        // The status has room for so many.
+        for (value, length) in
+            [("x".repeat(5000), 1024), ("ü".repeat(600), 1024), (format!("x{}", "ü".repeat(600)), 1023)]
+        {
+            let kept = asked(json!({ROTATE_AT_ANNOTATION: value.clone()})).unwrap().0;
+            assert!(value.starts_with(&kept) && kept.len() == length, "{}", kept.len());
+        }
+    }
+
+    #[test]
+    fn a_value_is_wanted_until_it_is_handled() {
+        let wanted = |handled: Option<&str>| {
+            tunnel(json!({ROTATE_AT_ANNOTATION: "2"}), json!({"lastHandledRotateAt": handled}))
+                .wanted_rotation()
+                .is_some()
+        };
+        assert_eq!([None, Some("1"), Some("2")].map(wanted), [true, true, false]);
+        let long = "x".repeat(5000);
+        let handled = json!({"lastHandledRotateAt": &long[..1024]});
+        assert!(tunnel(json!({ROTATE_AT_ANNOTATION: long}), handled).wanted_rotation().is_none(), "a long one too");
+    }
+
+    /// A Tunnel with this spec, whose tunnel is in this state and ends, or has ended, for this reason.
+    fn with_tunnel(spec: serde_json::Value, state: &str, end_reason: Option<&str>) -> Object {
+        let metadata = json!({
+            "name": "sensor", "namespace": "edge", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {OPENING_ANNOTATION: "u/a"},
+        });
+        let status = json!({"tunnelId": "t", "state": state, "endReason": end_reason, "attempt": "a"});
+        let tunnel = json!({"metadata": metadata, "spec": spec, "status": status});
+        read(&serde_json::from_value(tunnel).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn another_tunnel_is_wanted_after_the_end_as_the_spec_says() {
+        for (policy, expired, closed) in [("Never", false, false), ("OnExpiry", true, false), ("Always", true, true)] {
+            let reopens = |reason: &str| with_tunnel(json!({"reopenPolicy": policy}), "CLOSED", Some(reason)).reopens();
+            assert_eq!((reopens("Expired"), reopens("Closed")), (expired, closed), "{policy}");
+            assert!(reopens("Suspended") && reopens("Recreating"), "{policy}: it was not the end of it");
+            assert!(!reopens("Nonsense"), "{policy}");
+        }
+        let always = || json!({"reopenPolicy": "Always"});
+        assert!(!with_tunnel(always(), "OPEN", Some("Closed")).reopens(), "it has not ended");
+        assert!(!tunnel(json!({}), json!(null)).reopens(), "there was none");
+        let suspended = json!({"reopenPolicy": "Always", "suspend": true});
+        for reason in ["Expired", "Closed", "Suspended", "Recreating"] {
+            assert!(!with_tunnel(suspended.clone(), "CLOSED", Some(reason)).reopens(), "{reason}: it is suspended");
+            let deleted =
+                Object { deleted_at: Some(Timestamp::UNIX_EPOCH), ..with_tunnel(always(), "CLOSED", Some(reason)) };
+            assert!(!deleted.reopens(), "{reason}: it is being deleted");
+        }
+        // An operator that did not know of end reasons left the condition alone.
+        let condition = json!({"type": "Ended", "status": "True", "reason": "Expired", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let mut old = tunnel(json!({}), json!({"tunnelId": "t", "state": "CLOSED", "conditions": [condition]}));
+        assert!(!old.reopens());
+        old.spec.reopen_policy = ReopenPolicy::OnExpiry;
+        assert!(old.reopens());
+    }
+
+    #[test]
+    fn what_is_wanted_follows_from_the_spec_and_from_what_is_begun() {
+        let goal = |spec: serde_json::Value, end_reason: Option<&str>| with_tunnel(spec, "OPEN", end_reason).goal();
+        assert_eq!(goal(json!({}), None), Goal::Open);
+        assert_eq!(goal(json!({"suspend": true}), None), Goal::Down(Down::Suspended));
+        assert_eq!(goal(json!({}), Some("Suspended")), Goal::Down(Down::Outdated), "there is no way back");
+        assert_eq!(goal(json!({}), Some("Recreating")), Goal::Down(Down::Outdated));
+        assert_eq!(goal(json!({"suspend": true}), Some("Recreating")), Goal::Down(Down::Suspended));
+        assert_eq!(goal(json!({}), Some("Closed")), Goal::Open, "nobody closes for that");
+        assert_eq!(with_tunnel(json!({}), "CLOSED", Some("Suspended")).goal(), Goal::Open);
+        let mut outdated = with_tunnel(json!({"updatePolicy": "Recreate"}), "OPEN", None);
+        assert_eq!(outdated.goal(), Goal::Open, "nobody knows with what it was opened");
+        outdated.record.tunnel.as_mut().unwrap().opened_with = Some("another".into());
+        assert_eq!(outdated.goal(), Goal::Down(Down::Outdated));
+        outdated.record.tunnel.as_mut().unwrap().opened_with = Some(outdated.spec.request.digest());
+        assert_eq!(outdated.goal(), Goal::Open);
+        outdated.spec.request.lifetime_minutes = Some(1);
+        assert_eq!(outdated.goal(), Goal::Down(Down::Outdated));
+        outdated.spec.update_policy = UpdatePolicy::Immutable;
+        assert_eq!(outdated.goal(), Goal::Open);
+        outdated.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        assert_eq!(outdated.goal(), Goal::Down(Down::Deleted));
+    }
+
+    #[test]
+    fn a_claim_is_settled_while_it_is_that_of_the_tunnel_that_is_named() {
+        let mut object = with_tunnel(json!({}), "CLOSED", Some("Closed"));
+        assert!(object.claim_is_settled());
+        object.record.claim = Some(Attempt("b".into()));
+        assert!(!object.claim_is_settled());
+        object.record.claim = None;
+        assert!(!object.claim_is_settled());
+        object.record.tunnel.as_mut().unwrap().attempt = None;
+        assert!(!object.claim_is_settled(), "nobody recorded who opened it");
+        object.record.tunnel = None;
+        assert!(!object.claim_is_settled());
+    }
+
+    #[test]
+    fn whoever_looks_for_the_next_tunnel_looks_after_the_end_of_the_last() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut object = with_tunnel(json!({}), "CLOSED", Some("Closed"));
+        assert_eq!(object.opened_after(), object.created_at, "nobody recorded when it was closed");
+        for (closed_at, expected) in [(at(2_000_000_000), at(2_000_000_000)), (at(1), object.created_at)] {
+            object.record.tunnel.as_mut().unwrap().closed_at = Some(closed_at);
+            assert_eq!(object.opened_after(), expected);
+        }
+        object.record.tunnel.as_mut().unwrap().state = opentunnel_api::TunnelState::Open;
+        assert_eq!(object.opened_after(), object.created_at);
     }
 }

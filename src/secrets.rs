@@ -1,16 +1,15 @@
 //! The token Secrets: what is in them, and what is read off one that exists. Pure.
 
-use crate::read::{Object, SecretSpec};
-use crate::tunnels::{Side, Token, Tokens, TunnelId};
+use crate::read::{Key, Object, SecretSpec};
+use crate::tunnels::{Side, Token, Tokens, TunnelId, hexadecimal};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 use opentunnel_api::secret::{self as names, is_own_key, token_keys};
-use opentunnel_api::{ClientMode, GENERATIONS, Tunnel};
+use opentunnel_api::{ClientMode, GENERATIONS, MANAGER, Tunnel};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// A Secret's data.
 pub type Data = BTreeMap<String, ByteString>;
@@ -31,6 +30,14 @@ pub struct SecretFacts {
 pub struct FoundSecret {
     /// The UID of the object that controls it.
     pub controller: Option<String>,
+    /// Nobody controls it, and it was a token Secret: a backup without owners, or an owner that was deleted without it.
+    pub leftover: bool,
+    /// An earlier Tunnel of the same name controls it.
+    pub predecessor: bool,
+    /// Who has it, for people: "controlled by ...".
+    pub holder: String,
+    /// Who has written to it beside the operator, and what, for people.
+    pub editors: Option<String>,
     /// It is being deleted, and somebody's finalizer holds it back.
     pub terminating: bool,
     /// The generation of its tokens; 0 where the annotation cannot be read.
@@ -66,25 +73,55 @@ pub fn names(object: &Object, owned: impl IntoIterator<Item = String>) -> Vec<St
     names
 }
 
-/// What is read off a Secret. `wanted`: what the spec says of it.
-pub fn found(secret: &Secret, wanted: Option<&SecretSpec>) -> FoundSecret {
+/// What is read off a Secret of the namespace of `key`. `wanted`: what the spec says of it.
+pub fn found(secret: &Secret, key: &Key, wanted: Option<&SecretSpec>) -> FoundSecret {
     let controller = secret.meta().owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let labelled = secret.labels().get(names::LABEL).is_some_and(|value| value == names::LABEL_VALUE);
+    let typed = secret.type_.as_deref() == Some(names::TYPE);
+    let leftover =
+        controller.is_none() && typed && labelled && secret.annotations().contains_key(names::TUNNEL_ID_ANNOTATION);
+    let of_a_tunnel = |o: &OwnerReference| o.kind == Tunnel::kind(&()) && o.api_version == Tunnel::api_version(&());
     let generation = secret.annotations().get(names::GENERATION_ANNOTATION).and_then(|g| g.parse().ok());
     let has = |have: &BTreeMap<String, String>, want: &BTreeMap<String, String>| {
         want.iter().all(|(key, value)| have.get(key) == Some(value))
     };
     FoundSecret {
         controller: controller.map(|o| o.uid.clone()),
+        leftover,
+        predecessor: controller.is_some_and(|o| of_a_tunnel(o) && o.name == key.name && o.uid != key.uid),
+        holder: controller
+            .map_or_else(|| "controlled by nobody".into(), |o| format!("controlled by {} {}", o.kind, o.name)),
+        editors: editors(secret),
         terminating: secret.metadata.deletion_timestamp.is_some(),
-        // Somebody's number leaves room for those that come after it.
-        generation: generation.filter(|g| (0..GENERATIONS.end / 2).contains(g)).unwrap_or(0),
+        // Somebody's number leaves room for those that come after it. That of another Tunnel's life is none.
+        generation: generation.filter(|g| !leftover && (0..GENERATIONS.end / 2).contains(g)).unwrap_or(0),
         sha256: secret.data.as_ref().map_or_else(|| sha256(&Data::new()), sha256),
-        sound: secret.immutable != Some(true) && secret.type_.as_deref() == Some(names::TYPE),
-        labelled: secret.labels().get(names::LABEL).is_some_and(|value| value == names::LABEL_VALUE),
+        sound: secret.immutable != Some(true) && typed,
+        labelled,
         decorated: wanted.is_none_or(|w| has(secret.labels(), &w.labels) && has(secret.annotations(), &w.annotations)),
         mode: mode_of(secret),
         tokens: tokens_of(secret),
     }
+}
+
+/// Who has written the operator's own keys, or what makes a Secret unusable, by `managedFields`.
+fn editors(secret: &Secret) -> Option<String> {
+    let mut editors: Vec<String> = Vec::new();
+    for entry in secret.metadata.managed_fields.iter().flatten() {
+        let manager = entry.manager.as_deref().unwrap_or("somebody unknown");
+        let Some(fields) = entry.fields_v1.as_ref().filter(|_| manager != MANAGER) else { continue };
+        let keys = fields.0.get("f:data").and_then(|data| data.as_object()).into_iter().flatten();
+        let keys = keys.filter_map(|(key, _)| key.strip_prefix("f:")).filter(|key| is_own_key(key));
+        let mut what: Vec<String> = keys.map(|key| format!("data.{key}")).collect();
+        what.extend(
+            ["immutable", "type"].iter().filter(|f| fields.0.get(format!("f:{f}")).is_some()).map(|f| (*f).into()),
+        );
+        if !what.is_empty() {
+            editors.push(format!("{manager} ({})", what.join(", ")));
+        }
+    }
+    editors.dedup();
+    (!editors.is_empty()).then(|| editors.join("; "))
 }
 
 /// The operator's own keys of a token Secret. The variables that AWS's local proxy reads are there for one side
@@ -185,10 +222,7 @@ pub fn sha256(data: &Data) -> String {
             hash.update(part);
         }
     }
-    hash.finalize().iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hexadecimal(&hash.finalize())
 }
 
 #[cfg(test)]
@@ -211,9 +245,21 @@ mod tests {
     fn read(mode: ClientMode, change: impl FnOnce(&mut Secret)) -> FoundSecret {
         let mut secret = Secret { type_: Some(names::TYPE.into()), ..Secret::default() };
         secret.labels_mut().insert(names::LABEL.into(), names::LABEL_VALUE.into());
+        secret.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: Tunnel::api_version(&()).into(),
+            kind: Tunnel::kind(&()).into(),
+            name: "sensor".into(),
+            uid: "u".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        }]);
         fill(&mut secret, own(mode), &TunnelId("t".into()), 3);
         change(&mut secret);
-        found(&secret, None)
+        found(&secret, &key(), None)
+    }
+
+    fn key() -> Key {
+        Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() }
     }
 
     fn put(secret: &mut Secret, key: &str, value: &[u8]) {
@@ -228,7 +274,7 @@ mod tests {
         };
         assert_eq!(owned(Some(true)).as_deref(), Some("u"));
         assert_eq!(owned(Some(false)), None);
-        assert_eq!(read(ClientMode::All, |_| ()).controller, None);
+        assert_eq!(read(ClientMode::All, |s| s.metadata.owner_references = None).controller, None);
     }
 
     #[test]
@@ -277,7 +323,7 @@ mod tests {
         }
         let lacks = |s: &mut Secret| drop(s.data.get_or_insert_default().remove(names::SOURCE_CLIENT_TOKEN));
         assert_eq!(read(ClientMode::All, lacks).mode, None);
-        assert_eq!(found(&Secret::default(), None).mode, None);
+        assert_eq!(found(&Secret::default(), &key(), None).mode, None);
     }
 
     #[test]
@@ -291,10 +337,9 @@ mod tests {
 
     #[test]
     fn what_others_have_put_on_a_secret_is_kept_and_what_the_operator_wrote_before_is_not() {
-        let key = crate::read::Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() };
         let mut tunnel = Tunnel::new("sensor", opentunnel_api::TunnelSpec::default());
-        tunnel.metadata.namespace = Some(key.namespace.clone());
-        tunnel.metadata.uid = Some(key.uid);
+        tunnel.metadata.namespace = Some(key().namespace);
+        tunnel.metadata.uid = Some(key().uid);
         tunnel.metadata.creation_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Default::default()));
         let object = crate::read::read(&tunnel).unwrap();
@@ -323,10 +368,10 @@ mod tests {
         }
         assert_eq!((secret.annotations()["theirs"].as_str(), secret.annotations()["note"].as_str()), ("kept", "ours"));
         assert_eq!(secret.metadata.finalizers, Some(vec!["theirs".into()]));
-        let found = found(&secret, Some(&wanted));
+        let found = found(&secret, &key(), Some(&wanted));
         assert!(found.decorated && found.sound && found.generation == 4);
         let more = SecretSpec { labels: BTreeMap::from([("team".into(), "core".into())]), ..wanted };
-        assert!(!super::found(&secret, Some(&more)).decorated);
+        assert!(!super::found(&secret, &key(), Some(&more)).decorated);
     }
 
     #[test]
@@ -339,5 +384,77 @@ mod tests {
             digest(&[(names::REGION, "ab"), (names::TUNNEL_ID, "c")])
         );
         assert_ne!(digest(&[(names::REGION, "a")]), digest(&[(names::TUNNEL_ID, "a")]));
+    }
+
+    fn controlled_by(kind: &str, name: &str, uid: &str) -> OwnerReference {
+        let api_version = if kind == "Tunnel" { Tunnel::api_version(&()).into() } else { "apps/v1".into() };
+        let (kind, name, uid) = (kind.into(), name.into(), uid.into());
+        OwnerReference { api_version, kind, name, uid, controller: Some(true), block_owner_deletion: None }
+    }
+
+    #[test]
+    fn who_has_a_secret_is_told_by_its_controller() {
+        let of = |owner: OwnerReference| {
+            let found = read(ClientMode::All, |s| s.metadata.owner_references = Some(vec![owner]));
+            (found.predecessor, found.leftover, found.holder)
+        };
+        let by = |kind: &str, name: &str| format!("controlled by {kind} {name}");
+        assert_eq!(of(controlled_by("Tunnel", "sensor", "u")), (false, false, by("Tunnel", "sensor")), "its own");
+        assert_eq!(of(controlled_by("Tunnel", "sensor", "earlier")), (true, false, by("Tunnel", "sensor")));
+        assert_eq!(of(controlled_by("Tunnel", "other", "v")), (false, false, by("Tunnel", "other")));
+        assert_eq!(of(controlled_by("Deployment", "sensor", "v")), (false, false, by("Deployment", "sensor")));
+        let foreign = OwnerReference { api_version: "example.com/v1".into(), ..controlled_by("Tunnel", "sensor", "v") };
+        assert_eq!(of(foreign), (false, false, by("Tunnel", "sensor")), "a Tunnel of another kind");
+    }
+
+    #[test]
+    fn a_token_secret_that_nobody_controls_is_a_leftover_and_its_generation_is_of_another_life() {
+        let is = |change: fn(&mut Secret)| {
+            let found = read(ClientMode::All, |s| {
+                s.metadata.owner_references = None;
+                change(s);
+            });
+            (found.leftover, found.generation)
+        };
+        assert_eq!(is(|_| ()), (true, 0));
+        let owned_only = |s: &mut Secret| {
+            let owner = OwnerReference { controller: None, ..controlled_by("ConfigMap", "x", "x") };
+            s.metadata.owner_references = Some(vec![owner]);
+        };
+        assert_eq!(is(owned_only), (true, 0), "whoever owns it does not control it");
+        assert_eq!(is(|s| s.type_ = Some("Opaque".into())), (false, 3));
+        assert_eq!(is(|s| s.labels_mut().clear()), (false, 3));
+        assert_eq!(is(|s| drop(s.annotations_mut().remove(names::TUNNEL_ID_ANNOTATION))), (false, 3));
+        let owned = |s: &mut Secret| s.metadata.owner_references = Some(vec![controlled_by("Tunnel", "sensor", "u")]);
+        assert_eq!(is(owned), (false, 3));
+    }
+
+    #[test]
+    fn who_has_edited_a_secret_is_told_with_what_he_has_written() {
+        use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
+        use serde_json::json;
+        let of = |entries: Vec<(Option<&str>, serde_json::Value)>| {
+            let entry = |(manager, fields): (Option<&str>, serde_json::Value)| ManagedFieldsEntry {
+                manager: manager.map(str::to_owned),
+                fields_v1: Some(FieldsV1(fields)),
+                ..ManagedFieldsEntry::default()
+            };
+            let entries = entries.into_iter().map(entry).collect();
+            read(ClientMode::All, |s| s.metadata.managed_fields = Some(entries)).editors
+        };
+        let data = |key: &str| json!({"f:data": {".": {}, format!("f:{key}"): {}}});
+        assert_eq!(of(vec![]), None);
+        assert_eq!(of(vec![(Some(MANAGER), data("region"))]), None, "the operator");
+        assert_eq!(of(vec![(Some("kubectl"), data("theirs"))]), None, "what is the user's own is no edit");
+        assert_eq!(of(vec![(Some("kubectl"), json!({"f:metadata": {"f:labels": {}}}))]), None);
+        assert_eq!(of(vec![(Some("kubectl"), data("region"))]).as_deref(), Some("kubectl (data.region)"));
+        assert_eq!(of(vec![(None, json!({"f:immutable": {}}))]).as_deref(), Some("somebody unknown (immutable)"));
+        let both = of(vec![
+            (Some("a"), data("tunnelId")),
+            (Some(MANAGER), data("region")),
+            (Some("b"), json!({"f:type": {}})),
+        ]);
+        assert_eq!(both.as_deref(), Some("a (data.tunnelId); b (type)"));
+        assert_eq!(of(vec![(Some("x"), json!([]))]), None);
     }
 }

@@ -4,7 +4,7 @@ use crate::read::Object;
 use crate::record::{Change, Record, floor};
 use crate::step::Report;
 use jiff::Timestamp;
-use opentunnel_api::{Condition, ConditionType, Reason, TunnelStatus};
+use opentunnel_api::{Condition, ConditionType, Reason, Reopen, TunnelStatus};
 
 /// The status of `object` after a change, which makes its record `after`.
 pub fn render(object: &Object, change: &Change, after: &Record, now: Timestamp) -> TunnelStatus {
@@ -20,19 +20,35 @@ fn message(object: &Object, change: &Change, after: &Record) -> Option<String> {
     let id = after.tunnel.as_ref().map_or("", |t| t.reference.id.0.as_str());
     let is_open = || format!("tunnel {id} is open and its access tokens are in the Secrets");
     Some(match change {
-        Change::Opened { .. } | Change::Rotated(_) | Change::SecretsUpdated(_) => is_open(),
+        Change::Opened { .. } | Change::Rotated { .. } | Change::SecretsUpdated(_) => is_open(),
         Change::Adopted { .. } => format!("tunnel {id}, opened by an earlier attempt, is adopted: it gets new tokens"),
         Change::Rotating { .. } if after.reported != Some(Reason::Rotating) => return None,
         Change::Rotating { .. } => format!("tunnel {id} gets new tokens"),
-        Change::Ended { reason: Reason::Expired, .. } => {
-            format!("the lifetime of tunnel {id} ran out ({} min)", object.spec.lifetime.as_mins())
-        }
-        Change::Ended { .. } => format!("tunnel {id} was closed by somebody else"),
-        Change::OpenedInConflict { .. } => format!(
-            "tunnel {id} is open, but a Secret of a name in spec.secrets ({}) is not controlled by this Tunnel, so nothing is written to it: delete or rename it",
-            object.spec.secrets.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
+        Change::Closing(Reason::Recreating) => format!(
+            "the spec has changed: tunnel {id} is closed, then a new one is opened with description, destination and timeout as they are now"
         ),
-        Change::OpenedAt(_) => return None,
+        Change::Closing(_) => format!("spec.suspend is true: tunnel {id} is closed"),
+        Change::Suspended => "spec.suspend is true: no tunnel is open; false opens a new one".into(),
+        Change::Ended { reason, reopen, .. } => {
+            let why = match reason {
+                Reason::Expired => {
+                    format!("the lifetime of tunnel {id} ran out ({} min)", object.spec.lifetime.as_mins())
+                }
+                Reason::Suspended => format!("spec.suspend is true: tunnel {id} is closed; false opens a new one"),
+                Reason::Recreating => format!("tunnel {id} is closed, and a new one is opened with the changed spec"),
+                _ => format!("tunnel {id} was closed by somebody else"),
+            };
+            let next = match reopen {
+                None => String::new(),
+                Some(Reopen { not_before: None, .. }) => ": another is opened".into(),
+                Some(Reopen { count, not_before: Some(at) }) => {
+                    format!(" before its lifetime was over ({count} in a row): another is opened at {at}")
+                }
+            };
+            why + &next
+        }
+        Change::OpenedInVain { report, .. } => format!("tunnel {id} is open, but: {}", report.message),
+        Change::OpenedAt(_) | Change::TagKeys(_) | Change::Connected(_) | Change::RotationRefused(_) => return None,
         Change::Report(report) if report.message.is_empty() => {
             main_message(&object.conditions).map_or_else(is_open, str::to_owned)
         }
@@ -80,9 +96,10 @@ fn conditions(object: &Object, report: &Report, now: Timestamp) -> Vec<Condition
 mod tests {
     use super::*;
     use crate::read::read;
+    use crate::record::{Connections, Opening};
     use crate::secrets;
     use crate::tunnels::{Attempt, Found, Owner, Side, Token, Tokens, TunnelId, TunnelRef};
-    use opentunnel_api::{ClientMode, SecretStatus};
+    use opentunnel_api::{ClientMode, Connection, ConnectionStatus, SecretStatus};
     use serde_json::{Value, json};
 
     const TOKEN: &str = "CANARYcanary0123456789";
@@ -124,8 +141,28 @@ mod tests {
         vec![SecretStatus { name: "sensor-tokens".into(), sha256: secrets::sha256(&data) }]
     }
 
+    fn opening() -> Opening {
+        let (tunnel, at, attempt) = (tunnel(), at(100), Attempt("a".into()));
+        Opening { tunnel, at, attempt, opened_with: "with".into(), tag_keys: vec![], handled: None }
+    }
+
     fn opened() -> Change {
-        Change::Opened { tunnel: tunnel(), at: at(100), generation: 1, secrets: statuses() }
+        Change::Opened { opening: opening(), generation: 1, secrets: statuses() }
+    }
+
+    fn ended(reason: Reason) -> Change {
+        Change::Ended { reason, closed_at: at(200), told: true, reopen: None }
+    }
+
+    /// It was closed by somebody else, and another one follows.
+    fn reopening(not_before: Option<Timestamp>) -> Change {
+        let (reason, reopen) = (Reason::Closed, Some(Reopen { count: 2, not_before }));
+        Change::Ended { reason, closed_at: at(200), told: true, reopen }
+    }
+
+    fn in_vain() -> Change {
+        let report = Report { reason: Reason::SecretConflict, message: "Secret sensor-tokens exists".into() };
+        Change::OpenedInVain { opening: opening(), generation: 1, report }
     }
 
     fn report(reason: Reason) -> Change {
@@ -136,16 +173,33 @@ mod tests {
         let attempt = Attempt("a".into());
         let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt };
         let reports = Reason::ALL.into_iter().map(report);
+        let connected = Some(Connection { status: ConnectionStatus::Connected, last_updated_at: Some(at(150)) });
         let others = [
             opened(),
-            Change::OpenedInConflict { tunnel: tunnel(), at: at(100), generation: 1 },
-            Change::Adopted { found: Found { tunnel: tunnel(), owner, created_at: at(90) }, generation: 2 },
-            Change::Rotating { generation: 3, mode: ClientMode::All },
-            Change::Rotated(statuses()),
+            in_vain(),
+            Change::Adopted {
+                found: Found { tunnel: tunnel(), owner, created_at: at(90), opened_with: None },
+                generation: 2,
+                handled: None,
+            },
+            Change::Rotating { generation: 3, mode: ClientMode::All, redone: None },
+            Change::Rotated { secrets: statuses(), handled: None },
             Change::SecretsUpdated(statuses()),
-            Change::Ended { reason: Reason::Expired, closed_at: at(200) },
-            Change::Ended { reason: Reason::Closed, closed_at: at(200) },
+            ended(Reason::Expired),
+            ended(Reason::Closed),
+            Change::Closing(Reason::Recreating),
+            Change::Closing(Reason::Suspended),
+            Change::Suspended,
             Change::OpenedAt(at(170)),
+            ended(Reason::Suspended),
+            ended(Reason::Recreating),
+            reopening(None),
+            reopening(Some(at(260))),
+            Change::TagKeys(vec!["a".into(), "b".into()]),
+            Change::TagKeys(vec![]),
+            Change::Connected(Connections { source: connected.clone(), destination: None }),
+            Change::Connected(Connections { source: None, destination: connected }),
+            Change::RotationRefused("2026".into()),
         ];
         reports.chain(others).collect()
     }
@@ -161,14 +215,17 @@ mod tests {
         for reason in Reason::ALL {
             let wanted: &[_] = match reason {
                 Reason::Open => &[("Ready", "True")],
-                Reason::Expired | Reason::Closed => &[("Ended", "True")],
-                Reason::AccessDenied | Reason::InvalidRequest | Reason::SecretConflict | Reason::WrongAccount => {
-                    &[("Ready", "False"), ("Stalled", "True")]
-                }
+                Reason::Expired | Reason::Closed | Reason::Suspended => &[("Ended", "True")],
+                Reason::AccessDenied
+                | Reason::InvalidRequest
+                | Reason::SecretConflict
+                | Reason::SecretModified
+                | Reason::WrongAccount => &[("Ready", "False"), ("Stalled", "True")],
                 Reason::Opening
                 | Reason::LimitExceeded
                 | Reason::AwsUnavailable
                 | Reason::Rotating
+                | Reason::Recreating
                 | Reason::Closing => &[("Ready", "False"), ("Reconciling", "True")],
             };
             let name = reason.to_string();
@@ -180,7 +237,7 @@ mod tests {
     #[test]
     fn ended_stands_in_place_of_ready() {
         let ready = with_status(&object(), &written(&object(), &opened(), 100));
-        let ended = written(&ready, &Change::Ended { reason: Reason::Closed, closed_at: at(200) }, 210);
+        let ended = written(&ready, &ended(Reason::Closed), 210);
         assert_eq!(told(&ended), [("Ended".into(), "True".into(), "Closed".into())]);
         assert_eq!((ended.state, ended.closed_at), (Some(opentunnel_api::TunnelState::Closed), Some(at(200))));
         assert_eq!(ended.secrets, None);
@@ -224,13 +281,13 @@ mod tests {
             main_message(&ready.conditions).unwrap()
         );
         assert_eq!(message(&written(&object(), &report(Reason::Opening), 100)), "words");
-        let expired = Change::Ended { reason: Reason::Expired, closed_at: at(200) };
+        let expired = ended(Reason::Expired);
         assert_eq!(message(&written(&ready, &expired, 200)), "the lifetime of tunnel t ran out (720 min)");
-        let conflict = Change::OpenedInConflict { tunnel: tunnel(), at: at(100), generation: 1 };
+        let conflict = in_vain();
         assert!(message(&written(&object(), &conflict, 100)).contains("sensor-tokens"));
         // That AWS does not answer stands while the rotation is claimed again.
         let away = with_status(&object(), &written(&ready, &report(Reason::AwsUnavailable), 120));
-        let again = written(&away, &Change::Rotating { generation: 3, mode: ClientMode::All }, 130);
+        let again = written(&away, &Change::Rotating { generation: 3, mode: ClientMode::All, redone: None }, 130);
         assert_eq!((message(&again).as_str(), again.token_generation), ("words", Some(3)));
     }
 
@@ -258,7 +315,49 @@ mod tests {
             assert!(!merge.to_string().contains(TOKEN), "{change:?}");
         }
         let ready = with_status(&object(), &written(&object(), &opened(), 100));
-        let merge = json!(written(&ready, &Change::Ended { reason: Reason::Closed, closed_at: at(200) }, 200));
+        let merge = json!(written(&ready, &ended(Reason::Closed), 200));
         assert_eq!(merge["secrets"], Value::Null);
+    }
+
+    #[test]
+    fn what_follows_an_end_is_told_with_it() {
+        let ready = with_status(&object(), &written(&object(), &opened(), 100));
+        let told = |change: &Change| {
+            let status = written(&ready, change, 210);
+            let main = status.conditions.unwrap().swap_remove(0);
+            (main.type_, main.reason, main.message)
+        };
+        let expired = Change::Ended {
+            reason: Reason::Expired,
+            closed_at: at(200),
+            told: true,
+            reopen: Some(Reopen { count: 0, not_before: None }),
+        };
+        for (change, type_, reason, words) in [
+            (ended(Reason::Closed), "Ended", "Closed", "tunnel t was closed by somebody else"),
+            (
+                ended(Reason::Suspended),
+                "Ended",
+                "Suspended",
+                "spec.suspend is true: tunnel t is closed; false opens a new one",
+            ),
+            (ended(Reason::Recreating), "Ready", "Recreating", "a new one is opened with the changed spec"),
+            (reopening(Some(at(260))), "Ready", "Opening", "(2 in a row): another is opened at 1970-01-01T00:04:20Z"),
+            (expired, "Ready", "Opening", "the lifetime of tunnel t ran out (720 min): another is opened"),
+            (Change::Closing(Reason::Suspended), "Ready", "Closing", "spec.suspend is true: tunnel t is closed"),
+            (Change::Closing(Reason::Recreating), "Ready", "Recreating", "the spec has changed: tunnel t is closed"),
+            (Change::Suspended, "Ended", "Suspended", "no tunnel is open"),
+        ] {
+            let (is_type, is_reason, message) = told(&change);
+            assert_eq!((is_type.as_str(), is_reason.as_str()), (type_, reason), "{change:?}");
+            assert!(message.contains(words), "{change:?}: {message}");
+        }
+        for change in [
+            Change::TagKeys(vec!["a".into()]),
+            Change::Connected(Connections::default()),
+            Change::RotationRefused("x".into()),
+        ] {
+            assert_eq!(written(&ready, &change, 210).conditions.unwrap(), ready.conditions, "{change:?}");
+        }
     }
 }

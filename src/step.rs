@@ -4,7 +4,7 @@ use crate::clock::Mono;
 use crate::error::Error;
 use crate::read::{Object, SecretSpec};
 use crate::record::Change;
-use crate::tunnels::{Attempt, CallError, Description, Operation, Tokens, TunnelId, TunnelRef};
+use crate::tunnels::{Attempt, CallError, Description, Operation, Tags, Tokens, TunnelId, TunnelRef};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use opentunnel_api::{ClientMode, Reason};
@@ -31,6 +31,8 @@ pub enum Step {
     Open {
         /// Under this attempt.
         attempt: Attempt,
+        /// With these tags, beside the operator's own two.
+        tags: Tags,
     },
     /// Ask AWS, by DescribeTunnel, whether a tunnel carries this Tunnel's owner tag.
     Identify {
@@ -57,7 +59,34 @@ pub enum Step {
         /// When it was opened.
         opened_at: Timestamp,
     },
-    /// Call UntagResource for the owner tag.
+    /// Call TagResource for the generation tag, before a Rotate: AWS remembers it whatever becomes of etcd.
+    Mark {
+        /// Of this tunnel.
+        tunnel: TunnelRef,
+        /// The generation of the tokens that follow.
+        generation: i64,
+    },
+    /// Call TagResource for tags that the spec names.
+    Tag {
+        /// Of this tunnel.
+        tunnel: TunnelRef,
+        /// The tags.
+        tags: Tags,
+        /// It was told that this fails.
+        told: bool,
+    },
+    /// Call UntagResource for tags that the spec names no more.
+    TakeTagsOff {
+        /// Of this tunnel.
+        tunnel: TunnelRef,
+        /// Their keys.
+        keys: Vec<String>,
+        /// It was told that this fails.
+        told: bool,
+    },
+    /// Tell that the destination has not connected yet.
+    TellUnconnected,
+    /// Call UntagResource for the operator's own tags: the tunnel is this cluster's no more.
     Untag {
         /// Of this tunnel.
         tunnel: TunnelRef,
@@ -128,6 +157,8 @@ pub struct Wait {
     pub until: Option<Mono>,
     /// What the poller has to find out meanwhile.
     pub need: Option<Need>,
+    /// Secrets of others whose names it waits for.
+    pub names: Vec<String>,
 }
 
 /// A question to AWS that the poller asks.
@@ -200,6 +231,8 @@ pub enum Outcome {
     },
     /// CloseTunnel or UntagResource has ended.
     ClosedOrUntagged(Result<(), CallError>),
+    /// TagResource, or UntagResource for the spec's tags, has ended.
+    Tagged(Result<(), CallError>),
     /// DescribeTunnel has ended.
     Identified(Result<Identity, CallError>),
     /// The Secret as it was written; `None`: it was deleted.

@@ -137,24 +137,31 @@ async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opentunnel_api::TunnelState;
+    use crate::whose::Named;
 
     #[test]
     fn a_surplus_tunnel_is_closed_once_its_tunnel_names_another_or_is_gone() {
         let key = Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() };
         let owner =
             Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt: Attempt("a".into()) };
-        let verdict = |named: Option<(&str, TunnelState)>, claim: &str| {
-            let tunnel = named.map(|(id, state)| (TunnelId(id.into()), state));
+        let verdict = |named: Option<&str>, claim: &str| {
+            let tunnel = named.map(|id| Named { id: TunnelId(id.into()), attempt: Some(Attempt("a".into())) });
             let (key, claim) = (key.clone(), Some(Attempt(claim.into())));
-            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, down: false, claim, tunnel }))
+            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, down: false, claim, tunnel, reopens: false }))
         };
-        use TunnelState::{Closed, Open};
-        assert_eq!(verdict(Some(("t", Open)), "b"), Verdict::Keep, "it was adopted");
+        assert_eq!(verdict(Some("t"), "b"), Verdict::Keep, "it was adopted");
         assert_eq!(verdict(None, "b"), Verdict::Wait, "it may be adopted in this very moment");
-        assert_eq!(verdict(Some(("s", Open)), "a"), Verdict::Close);
-        assert_eq!(verdict(Some(("s", Closed)), "b"), Verdict::Close);
-        assert_eq!(verdict(Some(("s", Closed)), "a"), Verdict::Close, "no Tunnel opens a second time");
+        assert_eq!(verdict(Some("s"), "a"), Verdict::Close);
+        assert_eq!(verdict(Some("s"), "b"), Verdict::Close);
+        assert_eq!(verdict(Some("s"), "a"), Verdict::Close, "its own has ended, and no other is wanted");
+        // It names one that has ended and was opened under this attempt, and it wants another.
+        let reopens = |by: &str| {
+            let tunnel = Some(Named { id: TunnelId("s".into()), attempt: Some(Attempt(by.into())) });
+            let (key, claim) = (key.clone(), Some(Attempt("b".into())));
+            judge(&TunnelId("t".into()), &owner, Some(&Claimant { key, down: false, claim, tunnel, reopens: true }))
+        };
+        assert_eq!(reopens("z"), Verdict::Wait, "it may be adopted as the next one");
+        assert_eq!(reopens("a"), Verdict::Close, "its attempt's tunnel has ended");
         assert_eq!(judge(&TunnelId("t".into()), &owner, None), Verdict::Close, "the Tunnel is gone");
     }
 }

@@ -3,9 +3,12 @@
 
 use crate::clock::Mono;
 use jiff::{SignedDuration, Timestamp};
-use opentunnel_api::{ClientMode, OWNER_TAG, TunnelState};
+use opentunnel_api::{ClientMode, Connection, DEFAULT_LIFETIME_MINUTES, GENERATION_TAG, OWNER_TAG, TunnelState};
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// AWS's ID of a tunnel.
@@ -23,6 +26,11 @@ impl fmt::Display for TunnelId {
 pub struct Attempt(pub String);
 
 impl Attempt {
+    /// Whether a text can be one, and has room in the status.
+    pub fn fits(text: &str) -> bool {
+        (1..=128).contains(&text.len())
+    }
+
     /// A new one (UUIDv4: 122 random bits).
     pub fn random() -> Self {
         Self(Uuid::new_v4().simple().to_string())
@@ -58,7 +66,7 @@ impl Owner {
             uid: parts.next()?,
             attempt: Attempt(parts.next()?),
         };
-        parts.next().is_none().then_some(owner)
+        (parts.next().is_none() && Attempt::fits(&owner.attempt.0)).then_some(owner)
     }
 }
 
@@ -141,6 +149,38 @@ pub struct OpenRequest {
     pub lifetime_minutes: Option<i32>,
 }
 
+impl OpenRequest {
+    /// SHA-256 of what AWS cannot change on an open tunnel, in hexadecimal. The order of the services does not matter,
+    /// and no lifetime is AWS's default.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut put = |part: &str| {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        };
+        let destination = self.destination.as_ref();
+        put(self.description.as_deref().unwrap_or_default());
+        put(destination.and_then(|d| d.thing_name.as_deref()).unwrap_or_default());
+        put(&self.lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).to_string());
+        let mut services: Vec<&String> = destination.iter().flat_map(|d| &d.services).collect();
+        services.sort();
+        services.into_iter().for_each(|service| put(service));
+        hexadecimal(&hash.finalize())
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Tags of a tunnel.
+pub type Tags = BTreeMap<String, String>;
+
 /// A tunnel that AWS knows, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelRef {
@@ -199,6 +239,35 @@ pub struct Description {
     pub owner: Option<Owner>,
     /// ID and ARN, as AWS has them; `None`: it does not know it.
     pub tunnel: Option<TunnelRef>,
+    /// What it was opened with: see [`OpenRequest::digest`].
+    pub opened_with: Option<String>,
+    /// What changes while it is open.
+    pub details: Option<Arc<Details>>,
+}
+
+impl Description {
+    /// AWS does not know it.
+    pub fn unknown() -> Self {
+        Self { life: Life::NotFound, owner: None, tunnel: None, opened_with: None, details: None }
+    }
+}
+
+/// What DescribeTunnel tells beside a tunnel's life.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// Its tags.
+    pub tags: Tags,
+    /// Whether the source is connected.
+    pub source: Option<Connection>,
+    /// Whether the destination is connected.
+    pub destination: Option<Connection>,
+}
+
+impl Details {
+    /// The generation of its newest tokens, by its tag. `None`: the tag is not there, or is no such number.
+    pub fn generation(&self) -> Option<i64> {
+        self.tags.get(GENERATION_TAG)?.parse().ok().filter(|g| opentunnel_api::GENERATIONS.contains(g))
+    }
 }
 
 /// A page of ListTunnels, newest first.
@@ -239,15 +308,19 @@ pub struct Found {
     pub owner: Owner,
     /// When.
     pub created_at: Timestamp,
+    /// With what: see [`OpenRequest::digest`].
+    pub opened_with: Option<String>,
 }
 
-/// What AWS told of a tunnel's life, and when it was asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What AWS told of a tunnel, and when it was asked.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Described {
     /// What AWS told.
     pub life: Life,
     /// When it was asked.
     pub asked: Mono,
+    /// What DescribeTunnel told last beside its life, and when it was asked: a listing does not tell it.
+    pub details: Option<(Arc<Details>, Mono)>,
 }
 
 /// An operation that is called.
@@ -263,18 +336,21 @@ pub enum Operation {
     DescribeTunnel,
     /// Tells little of all tunnels.
     ListTunnels,
+    /// Puts tags on a tunnel.
+    TagResource,
     /// Takes tags off a tunnel.
     UntagResource,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::OpenTunnel,
         Self::CloseTunnel,
         Self::RotateTunnelAccessToken,
         Self::DescribeTunnel,
         Self::ListTunnels,
+        Self::TagResource,
         Self::UntagResource,
     ];
 
@@ -286,6 +362,7 @@ impl Operation {
             Self::RotateTunnelAccessToken => "RotateTunnelAccessToken",
             Self::DescribeTunnel => "DescribeTunnel",
             Self::ListTunnels => "ListTunnels",
+            Self::TagResource => "TagResource",
             Self::UntagResource => "UntagResource",
         }
     }
@@ -339,4 +416,80 @@ pub fn sides(mode: ClientMode, source: Option<String>, destination: Option<Strin
     let complete =
         tokens.source.is_some() == mode.has_source() && tokens.destination.is_some() == mode.has_destination();
     complete.then_some(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> OpenRequest {
+        let services = vec!["ssh".into(), "http".into()];
+        OpenRequest {
+            description: Some("d".into()),
+            destination: Some(DestinationConfig { thing_name: Some("thing".into()), services }),
+            tags: vec![("team".into(), "edge".into())],
+            lifetime_minutes: Some(60),
+        }
+    }
+
+    fn digest(change: impl FnOnce(&mut OpenRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        request.digest()
+    }
+
+    fn to(request: &mut OpenRequest) -> &mut DestinationConfig {
+        request.destination.as_mut().unwrap()
+    }
+
+    #[test]
+    fn the_digest_is_that_of_all_that_aws_cannot_change_and_of_nothing_else() {
+        let same = request().digest();
+        assert_eq!((same.len(), same.chars().all(|c| c.is_ascii_hexdigit())), (64, true), "the status has room for it");
+        assert_eq!(digest(|r| to(r).services.reverse()), same, "the order of the services does not matter");
+        assert_eq!(digest(|r| r.tags.clear()), same, "tags can be changed");
+        for (what, other) in [
+            ("description", digest(|r| r.description = Some("e".into()))),
+            ("no description", digest(|r| r.description = None)),
+            ("thing", digest(|r| to(r).thing_name = None)),
+            ("a service less", digest(|r| drop(to(r).services.pop()))),
+            ("a service twice", digest(|r| to(r).services.push("ssh".into()))),
+            ("no destination", digest(|r| r.destination = None)),
+            ("lifetime", digest(|r| r.lifetime_minutes = Some(61))),
+            (
+                "what stands in another field",
+                digest(|r| {
+                    r.description = Some("dthing".into());
+                    to(r).thing_name = None;
+                }),
+            ),
+            ("two services as one", digest(|r| to(r).services = vec!["httpssh".into()])),
+        ] {
+            assert_ne!(other, same, "{what}");
+        }
+    }
+
+    #[test]
+    fn no_lifetime_is_awss_default() {
+        assert_eq!(digest(|r| r.lifetime_minutes = None), digest(|r| r.lifetime_minutes = Some(720)));
+        // AWS tells of a tunnel that was opened without either as it was asked for.
+        let nothing = || OpenRequest { description: None, destination: None, tags: vec![], lifetime_minutes: None };
+        assert_eq!(OpenRequest { description: Some(String::new()), ..nothing() }.digest(), nothing().digest());
+    }
+
+    #[test]
+    fn the_generation_of_a_tunnel_is_a_number_that_somebody_may_have_counted_to() {
+        for (value, expected) in [
+            (Some("7"), Some(7)),
+            (Some("0"), Some(0)),
+            (None, None),
+            (Some(""), None),
+            (Some("-1"), None),
+            (Some("x"), None),
+            (Some("9223372036854775807"), None),
+        ] {
+            let tags = value.map(|value| (GENERATION_TAG.to_owned(), value.to_owned())).into_iter().collect();
+            assert_eq!(Details { tags, ..Details::default() }.generation(), expected, "{value:?}");
+        }
+    }
 }

@@ -267,7 +267,7 @@ impl Watch {
                 return None;
             }
             let opened_at = status.opened_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            Some(Watched { key: Key::of(&tunnel.metadata).ok()?, id, opened_at })
+            Some(Watched { key: Key::of(&tunnel.metadata).ok()?, id, opened_at, tunnel: tunnel.clone() })
         };
         self.store.state().iter().filter_map(watched).collect()
     }

@@ -2,7 +2,6 @@
 
 use crate::read::Key;
 use crate::tunnels::{Attempt, Owner, TunnelId};
-use opentunnel_api::TunnelState;
 
 /// A Tunnel, as far as it matters to the question.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,7 +13,18 @@ pub struct Claimant {
     /// The attempt that claims to open for it.
     pub claim: Option<Attempt>,
     /// The tunnel that its status names.
-    pub tunnel: Option<(TunnelId, TunnelState)>,
+    pub tunnel: Option<Named>,
+    /// That has ended, and another is wanted.
+    pub reopens: bool,
+}
+
+/// The tunnel that a status names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// Which.
+    pub id: TunnelId,
+    /// The attempt that opened it. `None`: an operator that recorded none.
+    pub attempt: Option<Attempt>,
 }
 
 /// What a tunnel is to a Tunnel.
@@ -22,7 +32,7 @@ pub struct Claimant {
 pub enum Whose {
     /// Its status names the tunnel.
     Named,
-    /// It was opened for this Tunnel, which names no other: the Tunnel adopts it (or has just opened it).
+    /// It was opened for this Tunnel, which names no other that is open: the Tunnel adopts it (or has just opened it).
     Adoptable,
     /// It was opened for this Tunnel, which names another.
     Surplus,
@@ -33,10 +43,10 @@ pub enum Whose {
 /// What a tunnel with this owner tag is to a Tunnel of `cluster`.
 pub fn whose(id: &TunnelId, owner: &Owner, cluster: &str, tunnel: &Claimant) -> Whose {
     match &tunnel.tunnel {
-        Some((named, _)) if named == id => Whose::Named,
+        Some(named) if named.id == *id => Whose::Named,
         _ if !is_tagged_for(owner, cluster, &tunnel.key) => Whose::Foreign,
         None => Whose::Adoptable,
-        // Also where that has ended: no Tunnel opens a second time yet. Where one does, its attempt is judged here.
+        Some(named) if tunnel.reopens && named.attempt.as_ref() != Some(&owner.attempt) => Whose::Adoptable,
         Some(_) => Whose::Surplus,
     }
 }
@@ -55,27 +65,36 @@ mod tests {
         Owner { cluster: "c".into(), namespace: "edge".into(), uid: uid.into(), attempt: Attempt(attempt.into()) }
     }
 
-    fn tunnel(named: Option<(&str, TunnelState)>, claim: &str) -> Claimant {
+    /// The tunnel that it names was opened under the attempt "a".
+    fn tunnel(named: Option<&str>, claim: &str) -> Claimant {
         Claimant {
             key: Key { namespace: "edge".into(), name: "sensor".into(), uid: "u".into() },
             down: false,
             claim: Some(Attempt(claim.into())),
-            tunnel: named.map(|(id, state)| (TunnelId(id.into()), state)),
+            tunnel: named.map(|id| Named { id: TunnelId(id.into()), attempt: Some(Attempt("a".into())) }),
+            reopens: false,
         }
+    }
+
+    fn reopening(claim: &str) -> Claimant {
+        Claimant { reopens: true, ..tunnel(Some("s"), claim) }
     }
 
     #[test]
     fn a_tunnel_is_told_by_name_then_by_tag() {
-        use TunnelState::{Closed, Open};
         let is = |owner: &Owner, claimant: &Claimant| whose(&TunnelId("t".into()), owner, "c", claimant);
         for (owner, claimant, expected) in [
-            (owner("u", "a"), tunnel(Some(("t", Open)), "a"), Whose::Named),
-            (owner("other", "a"), tunnel(Some(("t", Closed)), "a"), Whose::Named),
+            (owner("u", "a"), tunnel(Some("t"), "a"), Whose::Named),
+            (owner("other", "a"), tunnel(Some("t"), "a"), Whose::Named),
             (owner("u", "a"), tunnel(None, "a"), Whose::Adoptable),
             (owner("u", "a"), tunnel(None, "b"), Whose::Adoptable),
-            (owner("u", "a"), tunnel(Some(("s", Open)), "a"), Whose::Surplus),
-            (owner("u", "a"), tunnel(Some(("s", Closed)), "b"), Whose::Surplus),
-            (owner("u", "a"), tunnel(Some(("s", Closed)), "a"), Whose::Surplus),
+            (owner("u", "a"), tunnel(Some("s"), "a"), Whose::Surplus),
+            (owner("u", "b"), tunnel(Some("s"), "b"), Whose::Surplus),
+            // Where another is wanted, what a later attempt has opened is adopted.
+            (owner("u", "b"), reopening("b"), Whose::Adoptable),
+            (owner("u", "c"), reopening("b"), Whose::Adoptable),
+            (owner("u", "a"), reopening("b"), Whose::Surplus),
+            (owner("other", "b"), reopening("b"), Whose::Foreign),
             (owner("other", "a"), tunnel(None, "a"), Whose::Foreign),
         ] {
             assert_eq!(is(&owner, &claimant), expected, "{owner} {claimant:?}");

@@ -31,6 +31,7 @@ impl Act<'_> {
         } else {
             self.ctx.kubernetes.request("create the Secret", api.create(&params, &secret)).await
         };
+        self.taken(written.is_ok(), written.as_ref().is_err_and(Error::is_refusal));
         match written {
             Ok(written) => Ok(Outcome::SecretWritten(Some(Box::new(written)))),
             Err(error) if error.is_outdated() => Ok(Outcome::SecretConflict),
@@ -45,6 +46,7 @@ impl Act<'_> {
         let (api, params) = (self.secrets_api(), params(true));
         let tried =
             self.ctx.kubernetes.request("try whether the Secret would be taken", api.create(&params, &secret)).await;
+        self.taken(tried.is_ok(), tried.as_ref().is_err_and(Error::is_refusal));
         Ok(match tried {
             Ok(_) => Outcome::Tried(None),
             Err(error) if error.code() == Some(409) => Outcome::NameTaken,
@@ -65,6 +67,13 @@ impl Act<'_> {
             Ok(_) => Ok(Outcome::SecretWritten(None)),
             Err(error) if error.is_outdated() => Ok(Outcome::SecretConflict),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the API server takes token Secrets in the namespace, for all Tunnels of it.
+    fn taken(&self, is: bool, refused: bool) {
+        if is || refused {
+            self.ctx.takes_secrets.tell(&self.object.key.namespace, is, self.ctx.clock.mono());
         }
     }
 

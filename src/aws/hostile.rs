@@ -174,7 +174,7 @@ async fn all(aws: &Aws) -> Vec<(String, Option<CallError>)> {
     let id = TunnelId("id".into());
     let mut outcomes = Vec::new();
 
-    let opened = aws.open(&request, &owner).await;
+    let opened = aws.open(&request, &Tags::new(), &owner, 1).await;
     if let Ok((tunnel, tokens)) = &opened {
         assert!(fits(tunnel) && tokens.have(ClientMode::All), "{tunnel:?}");
         for side in [&tokens.source, &tokens.destination].into_iter().flatten() {
@@ -199,8 +199,9 @@ async fn all(aws: &Aws) -> Vec<(String, Option<CallError>)> {
     let listed = aws.list(None).await;
     assert!(listed.as_ref().map_or(true, |page| page.summaries.iter().all(|s| fits(&s.tunnel))));
     outcomes.push((format!("{listed:?}"), listed.err()));
+    let tags = Tags::from([("key".into(), "value".into())]);
     // Their answers have nothing in them: 200 is enough.
-    for done in [aws.close(&id).await, aws.untag("arn").await] {
+    for done in [aws.close(&id).await, aws.tag("arn", &tags).await, aws.untag("arn", &["key".into()]).await] {
         outcomes.push((format!("{done:?}"), done.err()));
     }
     outcomes

@@ -4,10 +4,11 @@ use super::Case;
 use super::secrets::SecretState;
 use crate::memory::{Answer, AnswerOf};
 use crate::read::Goal;
-use crate::record::{Change, Phase};
-use crate::step::{Refusal, Step};
+use crate::record::{Change, Opening, Phase};
+use crate::step::{Refusal, Report, Step};
 use crate::tunnels::{Attempt, Owner};
 use crate::whose::{Whose, whose};
+use opentunnel_api::Reason;
 
 impl Case<'_> {
     /// An answer is judged against the object as it is now, not as it was when the call left. `None`: its tunnel is for
@@ -41,18 +42,48 @@ impl Case<'_> {
                 // Wiped by a user (kubectl replace): its opener writes it again and goes on.
                 None => Some(Step::Claim { attempt: attempt.clone(), new: false }),
                 Some(claim) if claim != attempt => surplus(),
-                Some(_) => Some(self.in_trouble().unwrap_or_else(|| self.deliver_opened(answer))),
+                Some(_) => Some(self.in_trouble().unwrap_or_else(|| self.deliver_opened(answer, attempt))),
             },
         }
     }
 
-    fn deliver_opened(&self, answer: &Answer) -> Step {
+    fn deliver_opened(&self, answer: &Answer, attempt: &Attempt) -> Step {
         let generation = self.object.record.token_generation + 1;
-        let (tunnel, at) = (answer.tunnel.clone(), answer.wall);
+        let (tags, opened_with) = answer.opened_with.clone().unwrap_or_default();
+        let opening = Opening {
+            tunnel: answer.tunnel.clone(),
+            at: answer.wall,
+            attempt: attempt.clone(),
+            opened_with,
+            tag_keys: tags.into_keys().collect(),
+            handled: self.object.rotate.as_ref().map(|rotate| rotate.value.clone()),
+        };
         if self.foreign_secret().is_some() {
-            return Step::Record(Change::OpenedInConflict { tunnel, at, generation });
+            return Step::Record(Change::OpenedInVain { opening, generation, report: self.conflict() });
         }
-        self.deliver(answer, generation, generation - 1, |secrets| Change::Opened { tunnel, at, generation, secrets })
+        if self.is_spoilt(answer, generation) {
+            let message =
+                "the tunnel is open, but what is written into its Secret does not stay: it gets new tokens".into();
+            let report = Report { reason: Reason::Rotating, message };
+            return Step::Record(Change::OpenedInVain { opening, generation, report });
+        }
+        self.deliver(answer, generation, generation - 1, |secrets| Change::Opened { opening, generation, secrets })
+    }
+
+    /// What was written into a Secret has not stayed: a policy or another controller has changed it.
+    fn is_spoilt(&self, answer: &Answer, generation: i64) -> bool {
+        self.secrets.iter().any(|secret| {
+            let written = answer.written.iter().any(|written| written.name == secret.name);
+            let holds = match secret.state {
+                SecretState::Terminating => true,
+                SecretState::Ours { found, holds_answer, .. } => {
+                    // What an adopter has written counts for more.
+                    (holds_answer && found.generation == generation && found.sound) || found.generation > generation
+                }
+                _ => false,
+            };
+            written && !holds
+        })
     }
 
     /// Tokens of an open tunnel that is recorded: new ones, or (`reused`) those that its Secrets hold.
@@ -74,10 +105,16 @@ impl Case<'_> {
         if self.foreign_secret().is_some() {
             return Step::Record(Change::Report(self.conflict()));
         }
+        if self.is_spoilt(answer, generation) {
+            return if reused { Step::Record(Change::Report(self.modified())) } else { Step::Forget };
+        }
         // The same generation's tokens may come where they did not stand before.
         let below = if reused { generation } else { generation - 1 };
-        let done = if reused { Change::SecretsUpdated } else { Change::Rotated };
-        self.deliver(answer, generation, below, done)
+        let handled = self.memory.rotating.own.as_ref().and_then(|own| own.handles.clone());
+        self.deliver(answer, generation, below, |secrets| match reused {
+            true => Change::SecretsUpdated(secrets),
+            false => Change::Rotated { secrets, handled },
+        })
     }
 
     /// Puts the answer's tokens into the Secrets, each only over a lower generation, at most `below`: an adopter's
@@ -100,7 +137,7 @@ impl Case<'_> {
             };
             match secret.state {
                 // It is waited for when the others have theirs.
-                SecretState::Terminating => {}
+                SecretState::Terminating | SecretState::Predecessor => {}
                 SecretState::Ours { found, holds_answer: true, .. }
                     if found.generation == generation && found.sound =>
                 {
@@ -118,6 +155,7 @@ impl Case<'_> {
         }
         // Until they are gone the status names them, so that whoever goes on from here finds them.
         self.wait_for_termination()
+            .or_else(|| self.wait_for_predecessor())
             .or_else(|| self.delete_former())
             .unwrap_or_else(|| Step::Record(done(self.to_record())))
     }

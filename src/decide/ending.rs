@@ -6,11 +6,19 @@ use super::{Case, later, signed};
 use crate::clock;
 use crate::memory::AnswerOf;
 use crate::pacer::Turn;
-use crate::record::{Change, RecordedTunnel};
+use crate::record::{Change, Phase, RecordedTunnel, reopen};
 use crate::step::{Report, Step, Wait};
-use crate::tunnels::{InAccount, Life, TunnelRef};
+use crate::tunnels::{Found, InAccount, Life, Owner, TunnelRef};
 use jiff::Timestamp;
 use opentunnel_api::{DeletionPolicy, Reason, TunnelState};
+
+/// How a tunnel has ended.
+pub(super) struct End {
+    reason: Reason,
+    closed_at: Timestamp,
+    /// AWS has said so, not the local clock alone.
+    told: bool,
+}
 
 impl Case<'_> {
     /// Its tunnel is in another account or region than this operator's: nothing that AWS tells here is
@@ -21,7 +29,7 @@ impl Case<'_> {
             return if self.object.record.finalizer { Step::RemoveFinalizer } else { Step::Wait(Wait::default()) };
         }
         if tunnel.state == TunnelState::Closed {
-            return self.rest();
+            return self.rest(tunnel);
         }
         let message = format!(
             "tunnel {} is in another AWS account or region than this operator's ({}): it is left alone",
@@ -33,17 +41,22 @@ impl Case<'_> {
 
     /// Whether the tunnel has ended: by what AWS tells, or, where AWS cannot be asked, by the local clock, which may
     /// end Ready and never opens anything.
-    pub(super) fn has_ended(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
+    pub(super) fn has_ended(&self, tunnel: &RecordedTunnel) -> Option<End> {
         let unknown = |since| self.described(&tunnel.reference.id).is_none_or(|d| d.asked < since);
         let over = self.memory.ending.expired.is_some_and(unknown)
             && self.facts.reads_fail.is_some()
             && self.now.wall >= later(tunnel.expires_at, clock::TOLERANCE);
-        self.described_end(tunnel).or_else(|| over.then_some((Reason::Expired, tunnel.expires_at)))
+        let closed = self.memory.ending.closed.contains(&tunnel.reference.id);
+        let by_us = || closed.then(|| (Reason::Closed, self.now.wall.min(tunnel.expires_at)));
+        let told = self.described_end(tunnel).or_else(by_us).map(|(reason, closed_at)| (reason, closed_at, true));
+        let end = told.or_else(|| over.then_some((Reason::Expired, tunnel.expires_at, false)));
+        // What it was being closed for is why it is closed, whoever is told so.
+        end.map(|(reason, closed_at, told)| End { reason: tunnel.end_reason.unwrap_or(reason), closed_at, told })
     }
 
     /// Whether AWS has told that the tunnel is closed. Not-found counts only once the tunnel is older
     /// than the recovery grace: a listing may lag behind OpenTunnel.
-    fn described_end(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
+    pub(super) fn described_end(&self, tunnel: &RecordedTunnel) -> Option<(Reason, Timestamp)> {
         let described = self.described(&tunnel.reference.id)?;
         let reason = |expired| if expired { Reason::Expired } else { Reason::Closed };
         match described.life {
@@ -66,17 +79,75 @@ impl Case<'_> {
     }
 
     /// What the Secrets hold is dead: they go first, so that no Ended Tunnel has one.
-    pub(super) fn end(&self, reason: Reason, closed_at: Timestamp) -> Step {
-        self.delete_secret().unwrap_or(Step::Record(Change::Ended { reason, closed_at }))
+    pub(super) fn end(&self, End { reason, closed_at, told }: End) -> Step {
+        let (policy, before) = (self.object.spec.reopen_policy, self.object.record.reopen.as_ref());
+        let reopen = reopen(policy, reason, before, self.now.wall);
+        self.delete_secret().unwrap_or(Step::Record(Change::Ended { reason, closed_at, told, reopen }))
     }
 
     /// It has ended, and nothing more follows.
-    pub(super) fn rest(&self) -> Step {
+    pub(super) fn rest(&self, tunnel: &RecordedTunnel) -> Step {
         if let Some(step) = self.delete_secret() {
             return step;
         }
-        let report = self.object.record.reported.map(|reason| Report { reason, message: String::new() });
+        let reported = self.object.record.reported;
+        let report = match tunnel.end_reason {
+            // Another was to be opened, until the spec was changed.
+            Some(reason) if reported != Some(reason) && reason.is_end() => {
+                let message = format!("tunnel {} is closed, and spec.reopenPolicy wants no other", tunnel.reference.id);
+                Some(Report { reason, message })
+            }
+            _ => reported.map(|reason| Report { reason, message: String::new() }),
+        };
         self.wait(report, Wait::default())
+    }
+
+    /// The tunnel is closed because of `reason`, [`Reason::Suspended`] or [`Reason::Recreating`].
+    pub(super) fn close_for(&self, tunnel: &RecordedTunnel, reason: Reason) -> Step {
+        if let Some(end) = self.has_ended(tunnel) {
+            return self.end(End { reason, ..end });
+        }
+        // It is Ready no more before its tokens are dead.
+        if tunnel.end_reason != Some(reason) || self.object.record.is_ready() {
+            return Step::Record(Change::Closing(reason));
+        }
+        let surplus = self.unnamed(Some(tunnel));
+        let (close, opened_at) = surplus.unwrap_or_else(|| (tunnel.reference.clone(), tunnel.opened_at));
+        if let Some(step) = self.describe_refused(&close.id) {
+            return step;
+        }
+        if let Some(step) = self.backing_off() {
+            return until_at_most(step, self.at(later(tunnel.expires_at, clock::TOLERANCE)));
+        }
+        self.close(close, opened_at)
+    }
+
+    /// No tunnel is wanted, and none is recorded that is open: nor may there be one that is not known.
+    pub(super) fn suspend(&self) -> Step {
+        let record = &self.object.record;
+        // It is named before it is closed: else whoever goes on from here, and by then wants a tunnel, would adopt one
+        // that a call under way is about to close.
+        if let Some(found) = self.unnamed_found() {
+            let generation = self.generation_above(record.token_generation + 1);
+            return Step::Record(Change::Adopted { found, generation, handled: record.handled_rotate_at.clone() });
+        }
+        let down = self.memory.ending.down.unwrap_or(self.now.mono);
+        let reason = Reason::Suspended;
+        if let Absence::Unknown { from, until } = self.absence() {
+            return match record.reported {
+                // That stands already: it is made sure of without a word.
+                Some(reported) if reported == reason => self.look_for(from, until, None, None),
+                _ => self.search(from, until, Reason::Closing, down),
+            };
+        }
+        if let Some(step) = self.delete_secret() {
+            return step;
+        }
+        let recorded = record.tunnel.as_ref().is_none_or(|tunnel| tunnel.end_reason == Some(reason));
+        if record.reported != Some(reason) || !recorded {
+            return Step::Record(Change::Suspended);
+        }
+        self.wait(Some(Report { reason, message: String::new() }), Wait::default())
     }
 
     /// Deletion was asked for: what is open is closed (or untagged), then the finalizer goes.
@@ -93,7 +164,7 @@ impl Case<'_> {
                 && self.described_end(t).is_none()
         });
         // A tunnel ends by itself: no deletion hangs longer than it lives, even where AWS is away.
-        let own = recorded.filter(|t| !ending.foreign.contains(&t.reference.id));
+        let own = recorded.filter(|t| t.state == TunnelState::Open && !ending.foreign.contains(&t.reference.id));
         let ends = own.map_or_else(
             || {
                 let lifetime = self.object.spec.lifetime + signed(self.limits.aws_timeout);
@@ -124,12 +195,15 @@ impl Case<'_> {
             return until_at_most(self.close(tunnel, opened_at), ends_at);
         }
         let down = ending.down.unwrap_or(self.now.mono);
-        let absence = match (recorded, self.search) {
-            (None, _) => self.absence(),
-            (Some(t), _) if was_ready || t.state == TunnelState::Closed => Absence::Known,
+        let absence = match (self.object.record.phase(), self.search) {
+            (Phase::None, _) => self.absence(),
+            // Nobody has claimed another since it ended.
+            (Phase::Ended(_), _) if self.object.claim_is_settled() => Absence::Known,
+            (Phase::Ended(_), _) => self.absence(),
+            _ if was_ready => Absence::Known,
             // Adopted and never Ready: more than one may have been found.
-            (Some(_), Some(search)) if search.started >= down => Absence::Known,
-            (Some(_), _) => Absence::Unknown { from: down, until: down },
+            (_, Some(search)) if search.started >= down => Absence::Known,
+            _ => Absence::Unknown { from: down, until: down },
         };
         match absence {
             Absence::Unknown { from, until } if !over => {
@@ -137,6 +211,20 @@ impl Case<'_> {
             }
             _ => Step::RemoveFinalizer,
         }
+    }
+
+    /// The same, with all that is recorded of a tunnel, where none is named that is open.
+    fn unnamed_found(&self) -> Option<Found> {
+        let (tunnel, created_at) = self.unnamed(None)?;
+        if let Some(found) = self.found().find(|found| found.tunnel.id == tunnel.id) {
+            return Some(found.clone());
+        }
+        let answer = self.memory.answer.as_ref()?;
+        let AnswerOf::Open(attempt) = &answer.of else { return None };
+        let (namespace, uid) = (self.object.key.namespace.clone(), self.object.key.uid.clone());
+        let owner = Owner { cluster: String::new(), namespace, uid, attempt: attempt.clone() };
+        let opened_with = answer.opened_with.as_ref().map(|(_, digest)| digest.clone());
+        Some(Found { tunnel, owner, created_at, opened_with })
     }
 
     /// A tunnel of this Tunnel's that its status does not name, and that may be open.

@@ -1,20 +1,37 @@
 //! A tunnel is recorded, and was open when AWS was asked the last time.
 
-use super::Case;
+use super::{Case, later};
 use crate::clock::{self, Mono};
 use crate::memory::RotationStage;
-use crate::record::{Change, RecordedTunnel};
+use crate::memory::redone::Damage;
+use crate::record::{Change, Connections, RecordedTunnel};
 use crate::step::{Lane, Need, Report, Step, Wait};
-use crate::tunnels::{Life, TunnelId, TunnelRef};
-use jiff::Timestamp;
-use opentunnel_api::{ClientMode, Reason};
+use crate::tunnels::{Details, Life, Tags, TunnelId, TunnelRef};
+use jiff::{SignedDuration, Timestamp};
+use opentunnel_api::{ClientMode, Connection, ConnectionStatus, Reason};
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+/// The connections are written at most once in this time: a side may come and go.
+const FLAPPING: Duration = Duration::from_secs(30);
+/// That the destination has not connected is told so long after the opening.
+const UNCONNECTED_AFTER: SignedDuration = SignedDuration::from_mins(2);
+
+/// Whether a side of a tunnel is connected, or has been.
+pub(crate) fn was_connected(tunnel: &RecordedTunnel) -> impl Fn(&Connection) -> bool {
+    let opened_at = later(tunnel.opened_at, SignedDuration::from_secs(2));
+    move |c| c.status == ConnectionStatus::Connected || c.last_updated_at.is_some_and(|at| at > opened_at)
+}
+
+fn pair((key, value): (&String, &String)) -> (String, String) {
+    (key.clone(), value.clone())
+}
 
 impl Case<'_> {
     /// What comes first, whether its tokens are in the Secrets or not.
     pub(super) fn look_after(&self, tunnel: &RecordedTunnel) -> Option<Step> {
-        if let Some((reason, closed_at)) = self.has_ended(tunnel) {
-            return Some(self.end(reason, closed_at));
+        if let Some(end) = self.has_ended(tunnel) {
+            return Some(self.end(end));
         }
         if let Some(Life::Open { created_at }) = self.described(&tunnel.reference.id).map(|d| d.life)
             && created_at.duration_since(tunnel.opened_at).abs() > clock::TOLERANCE
@@ -26,7 +43,7 @@ impl Case<'_> {
         {
             let until = Some(self.now.mono + clock::TOLERANCE.unsigned_abs());
             let need = Some(Need::Describe(tunnel.reference.id.clone()));
-            return Some(Step::Wait(Wait { need, until, lane: None }));
+            return Some(Step::Wait(Wait { need, until, ..Wait::default() }));
         }
         (!self.object.record.finalizer).then_some(Step::RestoreFinalizer)
     }
@@ -35,11 +52,25 @@ impl Case<'_> {
         if self.foreign_secret().is_some() {
             return Step::Record(Change::Report(self.conflict()));
         }
-        // A Rotate of ours that ended late may have revoked the tokens that were made after it.
-        let needed =
-            if self.memory.owes_rotation(self.object) { Some(self.object.client_mode()) } else { self.to_rotate() };
-        if let Some(mode) = needed {
-            return self.claim_rotation(mode);
+        if let Some(rotate) = self.object.wanted_rotation().filter(|rotate| rotate.mode.is_none()) {
+            return Step::Record(Change::RotationRefused(rotate.value.clone()));
+        }
+        let details = self.details(&tunnel.reference.id);
+        // AWS remembers a later generation: an etcd that was restored has forgotten a rotation, which has revoked what the
+        // Secrets hold. A Rotate of ours that ended late may have revoked the tokens that were made after it.
+        let marked = details.and_then(|(details, _)| details.generation());
+        let revoked = marked.is_some_and(|generation| generation > self.object.record.token_generation);
+        if revoked || self.memory.owes_rotation(self.object) {
+            return self.claim_rotation(Some(self.object.client_mode()), None);
+        }
+        if let Some(mode) = self.to_rotate() {
+            if let Some(step) = self.rest_from_redoing() {
+                return step;
+            }
+            return self.claim_rotation(Some(mode), self.damage());
+        }
+        if self.object.wanted_rotation().is_some() {
+            return self.claim_rotation(None, None);
         }
         if let Some(step) = self.wait_for_termination() {
             return step;
@@ -51,9 +82,89 @@ impl Case<'_> {
                 generation: self.object.record.token_generation,
             });
         }
-        let until = self.memory.ending.expired.is_none().then(|| self.at(tunnel.expires_at));
-        let report = Report { reason: Reason::Open, message: String::new() };
-        self.wait(Some(report), Wait { until, ..Wait::default() })
+        self.tend(tunnel)
+    }
+
+    /// What an open tunnel needs whose tokens are in the Secrets: its tags, and that people see who is connected.
+    fn tend(&self, tunnel: &RecordedTunnel) -> Step {
+        if let Some(step) = self.set_tags(tunnel) {
+            return step;
+        }
+        let (mono, record, tending) = (self.now.mono, &self.object.record, &self.memory.tending);
+        let retry_tags = tending.tags_failed.map(|(_, at)| at).filter(|at| mono < *at);
+        let mut wakes: Vec<Mono> = retry_tags.into_iter().collect();
+        if self.memory.ending.expired.is_none() {
+            wakes.push(self.at(tunnel.expires_at));
+        }
+        let shown = self.details(&tunnel.reference.id).map(|(details, _)| Connections {
+            source: details.source.clone(),
+            destination: details.destination.clone(),
+        });
+        // Nobody has told whether it is connected before AWS was asked.
+        let destination = shown.as_ref().and_then(|shown| shown.destination.clone());
+        if let Some(shown) = shown.filter(|shown| shown.is_news(&record.connections)) {
+            match tending.connections.map(|at| at + FLAPPING).filter(|at| mono < *at) {
+                Some(at) => wakes.push(at),
+                None => return Step::Record(Change::Connected(shown)),
+            }
+        }
+        let told = tending.told_unconnected || destination.as_ref().is_none_or(was_connected(tunnel));
+        let due = later(tunnel.opened_at, UNCONNECTED_AFTER);
+        if !told && self.now.wall < later(due, UNCONNECTED_AFTER) {
+            if self.now.wall >= due {
+                return Step::TellUnconnected;
+            }
+            wakes.push(self.at(due));
+        }
+        // That tags are behind is no reason not to be Ready, but the spec is not carried out yet.
+        let report = (retry_tags.is_none()).then(|| Report { reason: Reason::Open, message: String::new() });
+        self.wait(report, Wait { until: wakes.into_iter().min(), ..Wait::default() })
+    }
+
+    /// The tags follow the spec: those that the operator sets, and no others.
+    fn set_tags(&self, tunnel: &RecordedTunnel) -> Option<Step> {
+        let (record, tending, wanted) = (&self.object.record, &self.memory.tending, &self.facts.tags);
+        if tending.tags_failed.is_some_and(|(_, at)| self.now.mono < at) {
+            return None;
+        }
+        let observed = record.observed_generation == Some(self.object.generation);
+        let told = tending.tags_failed.is_some();
+        // `None`: not known. `Some(None)`: there is no such tag.
+        let shown = self.details(&tunnel.reference.id);
+        let set = tending.tags.as_ref().filter(|(_, at)| shown.is_none_or(|(_, asked)| *at >= asked));
+        let known = |key: &String| {
+            let told = || shown.map(|(details, _)| details.tags.get(key));
+            set.and_then(|(set, _)| set.get(key)).map(Option::as_ref).or_else(told)
+        };
+        // Where nobody knows, and the spec has changed: setting a tag that is there does no harm.
+        let is_set = |(key, value): &(&String, &String)| known(key).map_or(observed, |known| known == Some(value));
+        let to_set: Tags = wanted.iter().filter(|tag| !is_set(tag)).map(pair).collect();
+        let stale = record.tag_keys.iter().filter(|key| !wanted.contains_key(*key));
+        let stale: Vec<String> = stale.filter(|key| known(key) != Some(None)).cloned().collect();
+        let recorded = |keys: Vec<String>| (keys != record.tag_keys).then_some(Step::Record(Change::TagKeys(keys)));
+        if to_set.is_empty() && stale.is_empty() {
+            return recorded(wanted.keys().cloned().collect());
+        }
+        // Before the call, so that no tag stays of which nobody knows that it is the operator's.
+        let union: BTreeSet<&String> = record.tag_keys.iter().chain(wanted.keys()).collect();
+        recorded(union.into_iter().cloned().collect()).or_else(|| {
+            // What is to go goes first: AWS takes only so many tags of a tunnel.
+            Some(self.identified(&tunnel.reference, tunnel.opened_at, |tunnel| match stale.is_empty() {
+                true => Step::Tag { tunnel, tags: to_set, told },
+                false => Step::TakeTagsOff { tunnel, keys: stale, told },
+            }))
+        })
+    }
+
+    /// What DescribeTunnel told last of an open tunnel, beside its life.
+    fn details(&self, id: &TunnelId) -> Option<(&Details, Mono)> {
+        self.described(id)?.details.as_ref().map(|(details, asked)| (&**details, *asked))
+    }
+
+    /// What was written into a Secret has not stayed for some rotations in a row: the next one waits.
+    fn rest_from_redoing(&self) -> Option<Step> {
+        let next = self.memory.rotating.redone?.next_at(self.damage()?, self.now.mono)?;
+        Some(self.wait(Some(self.modified()), Wait { until: Some(next), ..Wait::default() }))
     }
 
     /// The live tokens are not in the Secrets: they are rotated in. This is the one way of recovery; what
@@ -84,21 +195,32 @@ impl Case<'_> {
         if let Some(surplus) = surplus {
             return self.close(surplus.tunnel.clone(), surplus.created_at);
         }
-        let free = match memory.rotating.own.map(|r| (r, r.stage)) {
+        let mut redone = None;
+        let free = match memory.rotating.own.as_ref().map(|r| (r, r.stage)) {
             Some((rotation, RotationStage::Claimed)) => {
+                let generation = self.object.record.token_generation;
                 return self.identified(&tunnel.reference, tunnel.opened_at, |tunnel| {
                     self.in_lane(Lane::Rotate, || {
+                        if memory.rotating.marked != Some(generation) {
+                            return Step::Mark { tunnel, generation };
+                        }
                         self.fresh(Step::Rotate {
                             tunnel,
                             mode: rotation.mode,
-                            generation: self.object.record.token_generation,
+                            generation,
                             others: rotation.others_live.then(|| self.recorded_tokens()),
                         })
                     })
                 });
             }
             Some((_, RotationStage::Doubt(called))) => called + self.limits.recovery_grace,
-            Some((_, RotationStage::Lost)) => self.now.mono,
+            Some((_, RotationStage::Lost)) => {
+                redone = self.damage();
+                if let Some(step) = self.rest_from_redoing() {
+                    return step;
+                }
+                self.now.mono
+            }
             // Somebody else's, who may have left more than one tunnel behind.
             None if unsearched => return self.search(since, since, Reason::Rotating, since),
             None => since + self.limits.recovery_grace,
@@ -107,16 +229,21 @@ impl Case<'_> {
             return self.wait(None, Wait { until: Some(free), ..Wait::default() });
         }
         // Nobody knows which sides have live tokens: all are made anew.
-        self.claim_rotation(self.object.client_mode())
+        self.claim_rotation(Some(self.object.client_mode()), redone)
     }
 
-    fn claim_rotation(&self, mode: ClientMode) -> Step {
+    /// `mode`: what is needed; what the annotations ask for comes with it.
+    fn claim_rotation(&self, mode: Option<ClientMode>, redone: Option<Damage>) -> Step {
         if let Some(step) = self.backing_off() {
             return step;
         }
+        let asked = self.object.wanted_rotation().and_then(|rotate| rotate.mode);
+        let mode = mode.into_iter().chain(asked).reduce(ClientMode::union).unwrap_or_default();
         self.in_lane(Lane::Rotate, || {
-            let generation = self.generation_above(self.object.record.token_generation);
-            self.try_create().unwrap_or(Step::Record(Change::Rotating { generation, mode }))
+            let marked = self.object.record.tunnel.as_ref().and_then(|t| self.details(&t.reference.id)?.0.generation());
+            let present = self.object.record.token_generation.max(marked.unwrap_or_default());
+            let generation = self.generation_above(present);
+            self.try_create().unwrap_or(Step::Record(Change::Rotating { generation, mode, redone }))
         })
     }
 
@@ -152,7 +279,7 @@ impl Case<'_> {
         let unknown = self.described(id).is_none_or(|d| d.asked < failure.at) && self.facts.reads_fail.is_none();
         let until = Some(failure.retry_at);
         (unknown && self.now.mono < failure.retry_at)
-            .then(|| Step::Wait(Wait { need: Some(Need::Describe(id.clone())), until, lane: None }))
+            .then(|| Step::Wait(Wait { need: Some(Need::Describe(id.clone())), until, ..Wait::default() }))
     }
 
     /// A time of the wall's clock by the process's own.

@@ -1,6 +1,7 @@
 //! What the token Secrets are to the Tunnel.
 
 use super::Case;
+use crate::memory::redone::Damage;
 use crate::read::{Object, SecretSpec};
 use crate::secrets::{FoundSecret, SecretFacts};
 use crate::step::{Refusal, Report, Step, Wait};
@@ -12,8 +13,12 @@ use std::time::Duration;
 const TRIAL_LIMIT: Duration = Duration::from_secs(5);
 /// A Secret that the API server did not take is tried again after this time.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// So long the Secret of an earlier Tunnel of the same name is waited for, which the garbage collector removes.
+pub(super) const PREDECESSOR_LIMIT: Duration = Duration::from_secs(60);
 /// A Secret that somebody's finalizer holds back is looked at again after this time.
 const TERMINATING_RETRY: Duration = Duration::from_secs(5);
+/// The Secret of an earlier Tunnel is looked at again after this time, where the watch does not tell that it is gone.
+const PREDECESSOR_RETRY: Duration = Duration::from_secs(2);
 
 /// A Secret that concerns the Tunnel.
 pub(super) struct TokenSecret<'a> {
@@ -21,6 +26,10 @@ pub(super) struct TokenSecret<'a> {
     /// What the spec wants of it; `None`: the spec names it no more.
     pub(super) wanted: Option<&'a SecretSpec>,
     pub(super) state: SecretState<'a>,
+    /// Who has it, for people.
+    pub(super) holder: Option<&'a str>,
+    /// Who has written to it beside the operator, and what, for people.
+    editors: Option<&'a str>,
 }
 
 /// What a Secret is to the Tunnel.
@@ -28,8 +37,10 @@ pub(super) struct TokenSecret<'a> {
 pub(super) enum SecretState<'a> {
     /// There is none.
     Missing,
-    /// The Tunnel does not control it: it is never touched.
+    /// Somebody else's: it is never touched.
     Foreign,
+    /// An earlier Tunnel of the same name controls it: the garbage collector removes it.
+    Predecessor,
     /// This Tunnel's; it is being deleted, and somebody's finalizer holds it back.
     Terminating,
     /// This Tunnel's.
@@ -44,22 +55,30 @@ pub(super) enum SecretState<'a> {
 
 impl<'a> TokenSecret<'a> {
     /// What one is to a Tunnel.
-    pub(super) fn judge(object: &'a Object, facts: &'a SecretFacts) -> Self {
+    /// `waits`: for that of an earlier Tunnel of the same name.
+    pub(super) fn judge(object: &'a Object, facts: &'a SecretFacts, waits: bool) -> Self {
         let wanted = object.spec.secrets.iter().find(|s| s.name == facts.name);
         let state = match &facts.found {
             None => SecretState::Missing,
-            Some(found) if found.controller.as_ref() != Some(&object.key.uid) => SecretState::Foreign,
+            Some(found) if found.controller.as_ref() != Some(&object.key.uid) && !found.leftover => {
+                if found.predecessor && waits { SecretState::Predecessor } else { SecretState::Foreign }
+            }
             Some(found) if found.terminating => SecretState::Terminating,
             // Without its label the watch would not see what becomes of it.
             Some(found) => SecretState::Ours {
                 found,
                 intact: found.sound
                     && found.labelled
+                    && !found.leftover
                     && object.record.sha256(&facts.name) == Some(found.sha256.as_str()),
-                holds_answer: found.labelled && facts.sha256_of_answer.as_ref() == Some(&found.sha256),
+                holds_answer: found.labelled
+                    && !found.leftover
+                    && facts.sha256_of_answer.as_ref() == Some(&found.sha256),
             },
         };
-        Self { name: &facts.name, wanted, state }
+        let found = facts.found.as_ref();
+        let holder = found.map(|found| found.holder.as_str());
+        Self { name: &facts.name, wanted, state, holder, editors: found.and_then(|found| found.editors.as_deref()) }
     }
 
     pub(super) fn is_ours(&self) -> bool {
@@ -94,6 +113,49 @@ impl<'a> Case<'a> {
     /// A wanted Secret that is somebody else's.
     pub(super) fn foreign_secret(&self) -> Option<&TokenSecret<'a>> {
         self.secrets.iter().find(|s| matches!(s.state, SecretState::Foreign))
+    }
+
+    /// The Secret of an earlier Tunnel of the same name is about to go: it is waited for.
+    pub(super) fn wait_for_predecessor(&self) -> Option<Step> {
+        let secret = self.secrets.iter().find(|s| matches!(s.state, SecretState::Predecessor))?;
+        let since = self.opening_since();
+        let words = format!(
+            "Secret {} belongs to the Tunnel that had this name before: it is waited until it is gone",
+            secret.name
+        );
+        let report = self.after_5s(since, Reason::Opening, &words);
+        let until = self.report_at(since).or(Some(self.now.mono + PREDECESSOR_RETRY));
+        Some(self.wait(report, Wait { until, names: vec![secret.name.to_owned()], ..Wait::default() }))
+    }
+
+    /// What is wrong with the first Secret that does not hold the tokens as they were recorded.
+    pub(super) fn damage(&self) -> Option<Damage> {
+        let present = self.object.record.token_generation;
+        self.secrets.iter().find_map(|secret| match secret.state {
+            SecretState::Missing | SecretState::Terminating | SecretState::Predecessor => Some(Damage::Missing),
+            SecretState::Foreign => None,
+            SecretState::Ours { found, .. } if !found.sound => Some(Damage::Unusable),
+            SecretState::Ours { found, .. } if !found.labelled || found.leftover => Some(Damage::Unmarked),
+            SecretState::Ours { intact: false, .. } => Some(Damage::Edited),
+            SecretState::Ours { found, .. } => (found.generation != present).then_some(Damage::Unmarked),
+        })
+    }
+
+    /// Which Secret does not stay as it is written, and who has changed it.
+    pub(super) fn modified(&self) -> Report {
+        let spoilt = |secret: &&TokenSecret<'_>| secret.intact().is_none();
+        let secret = self.secrets.iter().find(spoilt).or_else(|| self.secrets.first());
+        let name = secret.map_or("", |secret| secret.name);
+        let who = match secret.map(|secret| (secret.state, secret.editors)) {
+            Some((SecretState::Missing | SecretState::Terminating, _)) => "it is deleted again and again".to_owned(),
+            Some((_, Some(editors))) => format!("changed by {editors}"),
+            _ => "nobody else has written to it: an admission policy or webhook changes what the operator writes"
+                .to_owned(),
+        };
+        let message = format!(
+            "what is written into Secret {name} does not stay ({who}): new tokens are made only now and then, until it stays; exempt the Secret from what changes it"
+        );
+        Report { reason: Reason::SecretModified, message }
     }
 
     /// The generation after `present`, and above whatever stands in the Secrets.
@@ -182,6 +244,7 @@ impl<'a> Case<'a> {
         if self.refusal().is_some() {
             return Some(self.wait_for_room());
         }
+        // (Before an opening, one dry run counts for all Tunnels of the namespace.)
         let trial = self.memory.backoff.trial.as_ref();
         let taken = trial.is_some_and(|t| t.refused.is_none() && self.now.mono < t.at + TRIAL_LIMIT);
         let secret = missing.wanted.filter(|_| !taken)?;
@@ -199,11 +262,15 @@ impl<'a> Case<'a> {
         let report = self.refusal().and_then(|refusal| match refusal {
             // The Tunnel goes with it.
             Refusal::NamespaceEnds => None,
-            Refusal::Told(words) => Some(Report {
+            Refusal::Told(words) if self.object.record.phase().is_open() => Some(Report {
                 reason: Reason::Rotating,
                 message: format!(
                     "the API server does not take a Secret that is missing, so no tokens are made for it: {words}"
                 ),
+            }),
+            Refusal::Told(words) => Some(Report {
+                reason: Reason::Opening,
+                message: format!("the API server does not take the token Secret, so no tunnel is opened: {words}"),
             }),
         });
         let until = self.memory.backoff.trial.as_ref().map(|t| t.at + REFUSED_RETRY);

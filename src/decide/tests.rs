@@ -9,9 +9,9 @@ use crate::record::{Record, RecordedTunnel};
 use crate::secrets::{FoundSecret, SecretFacts};
 use crate::step::{Identity, Need, Outcome, Refusal, Report, Step::*};
 use crate::tunnels::{
-    Attempt, CallError, Described, Life, OpenRequest, Owner, Side, Token, Tokens, TunnelId, TunnelRef,
+    Attempt, CallError, Described, Life, OpenRequest, Owner, Side, Tags, Token, Tokens, TunnelId, TunnelRef,
 };
-use opentunnel_api::{ClientMode, DeletionPolicy, SecretStatus, TunnelState};
+use opentunnel_api::{ClientMode, DeletionPolicy, ReopenPolicy, SecretStatus, TunnelState, UpdatePolicy};
 
 /// The process is 1000 s old; the Tunnel was created at wall second 10 000, an hour before now.
 const MONO: u64 = 1000;
@@ -62,6 +62,8 @@ struct Given {
     turn: Turn,
     gate: Option<Gate>,
     trouble: Option<String>,
+    tags: Tags,
+    takes_secrets: bool,
     standing: Standing,
 }
 
@@ -77,10 +79,14 @@ fn created() -> Given {
             request: OpenRequest { description: None, destination: None, tags: vec![], lifetime_minutes: None },
             lifetime: SignedDuration::from_mins(720),
             secrets: vec![wanted("sensor-tokens", ClientMode::All)],
+            update_policy: UpdatePolicy::Immutable,
             deletion_policy: DeletionPolicy::Close,
+            reopen_policy: ReopenPolicy::Never,
+            suspend: false,
         },
         record: Record { observed_generation: Some(-1), ..Record::default() },
         conditions: vec![],
+        rotate: None,
     };
     Given {
         object,
@@ -96,6 +102,8 @@ fn created() -> Given {
         turn: Turn::Granted,
         gate: None,
         trouble: None,
+        tags: Tags::new(),
+        takes_secrets: true,
         standing: Standing::Leads { since: mono(0) },
     }
 }
@@ -132,6 +140,10 @@ fn missing() -> Option<FoundSecret> {
 fn ours(generation: i64) -> Option<FoundSecret> {
     Some(FoundSecret {
         controller: Some("uid".into()),
+        leftover: false,
+        predecessor: false,
+        holder: "controlled by Tunnel sensor".into(),
+        editors: None,
         terminating: false,
         generation,
         sha256: EDITED.into(),
@@ -187,12 +199,17 @@ fn adopted(generation: i64) -> Given {
             opened_at: wall(10_000),
             expires_at: wall(10_000 + 720 * 60),
             closed_at: None,
+            end_reason: None,
+            attempt: Some(attempt("theirs")),
+            opened_with: None,
         }),
         token_generation: generation,
         secrets: None,
         reported: Some(Reason::Rotating),
         observed_generation: Some(1),
+        ..Record::default()
     };
+    s.memory.rotating.marked = Some(generation);
     s.memory.rotating.unfinished = Some((generation, mono(MONO - 1)));
     s.memory.backoff.trial = trial(MONO, None);
     s
@@ -227,7 +244,7 @@ fn deleted(mut s: Given) -> Given {
 
 fn found(id: &str, by: &str, at: i64) -> Found {
     let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "uid".into(), attempt: attempt(by) };
-    Found { tunnel: tunnel(id), owner, created_at: wall(at) }
+    Found { tunnel: tunnel(id), owner, created_at: wall(at), opened_with: None }
 }
 
 fn side() -> Side {
@@ -251,8 +268,9 @@ impl Given {
     fn answer(self, of: AnswerOf, read_at: Option<u64>) -> Self {
         self.with(|s| {
             let (at, wall) = (mono(MONO - 1), wall(WALL));
-            s.memory.answer = Some(Answer { of, tunnel: tunnel("t1"), tokens: both(), at, wall, written: vec![] });
-            s.memory.owned = vec![tunnel("t1")];
+            let (tunnel, tokens, written) = (super::tests::tunnel("t1"), both(), vec![]);
+            s.memory.answer = Some(Answer { of, tunnel, tokens, opened_with: None, at, wall, written });
+            s.memory.owned = vec![super::tests::tunnel("t1")];
             s.memory.opening.doubt = Some(mono(MONO - 2));
             s.read_at = read_at;
         })
@@ -263,7 +281,7 @@ impl Given {
     }
 
     fn described(self, life: Life) -> Self {
-        self.with(|s| s.described = Some(Described { life, asked: mono(MONO) }))
+        self.with(|s| s.described = Some(Described { life, asked: mono(MONO), details: None }))
     }
 
     fn failing(self, reason: Reason, retry_at: u64) -> Self {
@@ -304,11 +322,13 @@ impl Given {
             secrets: wanted.chain(former.into_iter().zip(&self.former)).map(facts).collect(),
             search: self.search.clone(),
             in_account: self.in_account,
-            described: self.described.map(|d| (TunnelId("t1".into()), d)).into_iter().collect(),
+            described: self.described.clone().map(|d| (TunnelId("t1".into()), d)).into_iter().collect(),
             reads_fail: self.reads_fail.clone(),
             turns: crate::facts::Turns::all(self.turn),
             gate: self.gate.clone(),
             trouble: self.trouble.clone(),
+            tags: self.tags.clone(),
+            takes_secrets: self.takes_secrets,
         }
     }
 
@@ -340,7 +360,7 @@ macro_rules! table {
 use AnswerOf::Rotate as RotateAnswer;
 
 fn waits_for(w: &super::Wait, lane: Option<Lane>, need: Option<Need>, until: Option<u64>) -> bool {
-    *w == super::Wait { lane, need, until: until.map(mono) }
+    *w == super::Wait { lane, need, until: until.map(mono), names: vec![] }
 }
 
 /// It waits for nothing but to be woken.
@@ -360,8 +380,10 @@ fn closed(at: i64) -> Life {
     Life::Closed { created_at: wall(10_000), closed_at: wall(at) }
 }
 
+mod again;
 mod ending;
 mod identity;
 mod opening;
 mod ready;
 mod standing;
+mod tending;

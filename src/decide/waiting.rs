@@ -12,8 +12,9 @@ use std::time::Duration;
 
 /// A wait is reported only once it has taken longer than this.
 const REPORT_AFTER: Duration = Duration::from_secs(5);
-/// A Secret of somebody else's is looked at again after this time at the latest.
-const CONFLICT_RETRY: Duration = Duration::from_secs(60);
+/// A Secret of somebody else's is looked at again after this time at the latest: the watch shows only those with the
+/// operator's label.
+const CONFLICT_RETRY: Duration = Duration::from_secs(5);
 
 impl Case<'_> {
     pub(super) fn in_lane(&self, lane: Lane, granted: impl FnOnce() -> Step) -> Step {
@@ -26,7 +27,7 @@ impl Case<'_> {
                     self.after_5s(since, Reason::Closing, "CloseTunnel is queued behind those of other Tunnels")
                 });
                 let until = since.and_then(|since| self.report_at(since));
-                self.wait(report, Wait { lane: Some(lane), until, need: None })
+                self.wait(report, Wait { lane: Some(lane), until, ..Wait::default() })
             }
         }
     }
@@ -53,7 +54,7 @@ impl Case<'_> {
     pub(super) fn in_trouble(&self) -> Option<Step> {
         let trouble = self.facts.trouble.as_ref()?;
         let words = format!("the tunnel is open, but its tokens cannot be kept yet: {trouble}");
-        let report = self.after_5s(self.memory.first_seen, Reason::Opening, &words)?;
+        let report = self.after_5s(self.opening_since(), Reason::Opening, &words)?;
         match self.wait(Some(report), Wait::default()) {
             Step::Wait(_) => None,
             record => Some(record),
@@ -62,7 +63,8 @@ impl Case<'_> {
 
     /// Waits for a Secret's name, which somebody else's Secret has.
     pub(super) fn wait_for_name(&self) -> Step {
-        self.wait(Some(self.conflict()), Wait { until: self.retry_name(), ..Wait::default() })
+        let names = self.foreign_secret().map(|secret| secret.name.to_owned()).into_iter().collect();
+        self.wait(Some(self.conflict()), Wait { until: self.retry_name(), names, ..Wait::default() })
     }
 
     /// When a Secret of somebody else's is looked at again.
@@ -71,15 +73,17 @@ impl Case<'_> {
     }
 
     pub(super) fn conflict(&self) -> Report {
-        let name = self.foreign_secret().map_or("", |secret| secret.name);
+        let secret = self.foreign_secret();
+        let name = secret.map_or("", |secret| secret.name);
+        let holder = secret.and_then(|secret| secret.holder).unwrap_or("not controlled by this Tunnel");
         let message = format!(
-            "Secret {name} exists and is not controlled by this Tunnel, so nothing is written to it: delete or rename it, or name another one in spec.secrets"
+            "Secret {name} exists and is {holder}, so nothing is written to it: delete or rename it, or name another one in spec.secrets"
         );
         Report { reason: Reason::SecretConflict, message }
     }
 
     pub(super) fn wait_in_queue(&self) -> Step {
-        let since = self.memory.first_seen;
+        let since = self.opening_since();
         let report = match &self.facts.gate {
             // What the last call failed with stands already: a retry costs no write.
             _ if self.memory.backoff.failure.is_some() => None,
@@ -104,7 +108,7 @@ impl Case<'_> {
                 "OpenTunnel is queued: AWS allows few of them a second for the whole account",
             ),
         };
-        self.wait(report, Wait { lane: Some(Lane::Open), until: self.report_at(since), need: None })
+        self.wait(report, Wait { lane: Some(Lane::Open), until: self.report_at(since), ..Wait::default() })
     }
 
     /// What stands says more than that it is being opened.

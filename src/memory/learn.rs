@@ -1,6 +1,9 @@
 //! What a step came to.
 
-use super::{Answer, AnswerOf, CLAIM_LIMIT, Failure, Memory, Remembered, Rotation, RotationStage, Trial};
+use super::redone::Redone;
+use super::{
+    Answer, AnswerOf, CLAIM_LIMIT, Failure, KnownTags, Memory, Remembered, Rotation, RotationStage, Tending, Trial,
+};
 use crate::clock::{Mono, Now};
 use crate::decide::failure_reason;
 use crate::facts::Limits;
@@ -33,12 +36,14 @@ impl Memory {
                     learner.memory.opening.doubt = None;
                 }
             }
-            (Step::Open { attempt }, Outcome::Opened { called, answer }) => {
+            (Step::Open { attempt, tags }, Outcome::Opened { called, answer }) => {
                 learner.memory.opening.doubt = Some(*called);
                 match answer {
                     Ok((tunnel, tokens)) => {
                         learner.own(tunnel);
                         learner.answered(AnswerOf::Open(attempt.clone()), tunnel, tokens.clone());
+                        let opened_with = (tags.clone(), object.spec.request.digest());
+                        learner.memory.answer.iter_mut().for_each(|a| a.opened_with = Some(opened_with.clone()));
                     }
                     Err(error) => {
                         if error.kind != CallErrorKind::Doubt {
@@ -53,7 +58,9 @@ impl Memory {
             }
             (Step::Rotate { tunnel, mode, generation, others }, Outcome::Rotated { called, answer }) => {
                 let stage = RotationStage::Doubt(*called);
-                let own = Rotation { generation: *generation, mode: *mode, others_live: others.is_some(), stage };
+                let handles = learner.memory.rotating.own.take().and_then(|own| own.handles);
+                let others_live = others.is_some();
+                let own = Rotation { generation: *generation, mode: *mode, others_live, stage, handles };
                 learner.rotated(tunnel, own, others.as_ref(), *called, answer);
             }
             (Step::Close { tunnel, opened_at }, Outcome::ClosedOrUntagged(outcome)) => {
@@ -62,6 +69,18 @@ impl Memory {
             (Step::Untag { tunnel, opened_at }, Outcome::ClosedOrUntagged(outcome)) => {
                 learner.closed_or_untagged(tunnel, *opened_at, Operation::UntagResource, outcome);
             }
+            (Step::Mark { generation, .. }, Outcome::Tagged(outcome)) => match outcome {
+                Ok(()) => learner.memory.rotating.marked = Some(*generation),
+                Err(error) => learner.failed(Operation::TagResource, error),
+            },
+            (Step::Tag { tags, .. }, Outcome::Tagged(outcome)) => {
+                let set = tags.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+                learner.tagged(outcome, set.collect());
+            }
+            (Step::TakeTagsOff { keys, .. }, Outcome::Tagged(outcome)) => {
+                learner.tagged(outcome, keys.iter().map(|key| (key.clone(), None)).collect());
+            }
+            (Step::TellUnconnected, _) => learner.memory.tending.told_unconnected = true,
             (_, Outcome::Tried(refused)) => {
                 learner.memory.backoff.trial = Some(Trial { at: now.mono, refused: refused.clone() });
             }
@@ -101,7 +120,27 @@ impl Learner<'_> {
     fn answered(&mut self, of: AnswerOf, tunnel: &TunnelRef, tokens: Tokens) {
         self.memory.backoff.failure = None;
         let (at, wall) = (self.now.mono, self.now.wall);
-        self.memory.answer = Some(Answer { of, tunnel: tunnel.clone(), tokens, at, wall, written: Vec::new() });
+        let (tunnel, written) = (tunnel.clone(), Vec::new());
+        self.memory.answer = Some(Answer { of, tunnel, tokens, opened_with: None, at, wall, written });
+    }
+
+    /// TagResource or UntagResource has ended, for tags that the spec names or named.
+    fn tagged(&mut self, outcome: &Result<(), CallError>, changed: KnownTags) {
+        let tending = &mut self.memory.tending;
+        match outcome {
+            Ok(()) => {
+                let mut known = tending.tags.take().map(|(known, _)| known).unwrap_or_default();
+                known.extend(changed);
+                tending.tags = Some((known, self.now.mono));
+                tending.tags_failed = None;
+            }
+            Err(_) => {
+                let times = tending.tags_failed.map_or(0, |(times, _)| times);
+                let pause = (FIRST_RETRY * 5).saturating_mul(1 << times.min(16)).min(REFUSED_RETRY);
+                let pause = pause.mul_f64(0.75 + 0.25 * self.spread(times));
+                self.memory.tending.tags_failed = Some((times + 1, self.now.mono + pause));
+            }
+        }
     }
 
     fn identified(&mut self, tunnel: &TunnelRef, opened_at: Timestamp, identity: &Result<Identity, CallError>) {
@@ -111,7 +150,7 @@ impl Learner<'_> {
         match identity {
             Ok(Identity::Own(own)) => self.own(own),
             // The Tunnel goes without it.
-            Ok(Identity::Foreign) if down => self.memory.ending.foreign.push(id.clone()),
+            Ok(Identity::Foreign) if self.object.deleted_at.is_some() => self.memory.ending.foreign.push(id.clone()),
             // Whose it is, is nobody's business.
             Ok(Identity::Foreign) => self.failed(
                 Operation::DescribeTunnel,
@@ -150,11 +189,12 @@ impl Learner<'_> {
         if answer.as_ref().is_err_and(|error| error.kind != CallErrorKind::Doubt) {
             own.stage = RotationStage::Claimed;
         }
+        let generation = own.generation;
         self.memory.rotating.own = Some(own);
         match answer {
             Ok(tokens) => {
                 let tokens = tokens.clone().or(others.cloned().unwrap_or_default());
-                self.answered(AnswerOf::Rotate(own.generation), tunnel, tokens);
+                self.answered(AnswerOf::Rotate(generation), tunnel, tokens);
             }
             Err(error) => self.failed(Operation::RotateTunnelAccessToken, error),
         }
@@ -194,7 +234,8 @@ impl Learner<'_> {
 
     /// A call to AWS failed. A limit is the pacer's business: the Tunnel keeps its place in the queue.
     fn failed(&mut self, operation: Operation, error: &CallError) {
-        let paced = !matches!(operation, Operation::UntagResource | Operation::DescribeTunnel);
+        use Operation::{DescribeTunnel, TagResource, UntagResource};
+        let paced = !matches!(operation, TagResource | UntagResource | DescribeTunnel);
         if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && paced {
             self.memory.backoff.failure = None;
             return;
@@ -224,43 +265,74 @@ impl Learner<'_> {
     /// The status was written.
     fn recorded(&mut self, change: &Change) {
         let (before, all) = (&self.object.record, self.object.client_mode());
-        let rotation =
-            |generation: i64, mode, others_live, stage| Some(Rotation { generation, mode, others_live, stage });
+        let handles = self.object.wanted_rotation().filter(|rotate| rotate.mode.is_some()).map(|r| r.value.clone());
+        let rotation = |generation: i64, mode, others_live, stage, handles| {
+            Some(Rotation { generation, mode, others_live, stage, handles })
+        };
         let was_ready = before.is_ready();
         let memory = &mut self.memory;
-        if !matches!(change, Change::OpenedAt(_) | Change::Report(_)) {
+        use Change::{Adopted, Closing, Connected, Ended, Opened, OpenedAt, OpenedInVain, Report, Rotated, Rotating};
+        use Change::{RotationRefused, SecretsUpdated, Suspended, TagKeys};
+        if !matches!(change, OpenedAt(_) | Report(_) | Closing(_) | Connected(_) | TagKeys(_) | RotationRefused(_)) {
             memory.opening.attempt = None;
             memory.opening.doubt = None;
         }
+        if matches!(change, Opened { .. } | OpenedInVain { .. } | Adopted { .. } | Ended { .. } | Suspended) {
+            memory.tending = Tending::default();
+            memory.rotating.marked = None;
+        }
+        if let Opened { generation, .. } | OpenedInVain { generation, .. } = change {
+            memory.rotating.marked = Some(*generation);
+            // It was made for the opening.
+            memory.backoff.trial = None;
+            let tags = memory.answer.as_ref().and_then(|answer| answer.opened_with.clone());
+            let known = tags.map(|(tags, _)| tags.into_iter().map(|(key, value)| (key, Some(value))).collect());
+            memory.tending.tags = known.map(|known| (known, self.now.mono));
+        }
         match change {
-            Change::Opened { .. } | Change::Rotated(_) | Change::SecretsUpdated(_) | Change::Ended { .. } => {
+            Opened { .. } | Rotated { .. } | SecretsUpdated(_) => {
                 memory.answer = None;
                 memory.rotating.own = None;
                 memory.backoff.failure = None;
             }
-            Change::OpenedInConflict { generation, .. } => {
+            Ended { told, .. } => {
                 memory.answer = None;
-                memory.rotating.own = rotation(*generation, all, false, RotationStage::Lost);
+                memory.rotating.own = None;
+                memory.backoff.failure = None;
+                // Only AWS's own word lets another one be opened.
+                if let Some(tunnel) = before.tunnel.as_ref().filter(|_| *told) {
+                    memory.ending.closed.push(tunnel.reference.id.clone());
+                }
             }
-            Change::Adopted { generation, .. } => {
+            OpenedInVain { generation, .. } => {
+                memory.answer = None;
+                memory.rotating.own = rotation(*generation, all, false, RotationStage::Lost, None);
+            }
+            Adopted { generation, .. } => {
                 memory.rotating.late = None;
-                memory.rotating.own = rotation(*generation, all, false, RotationStage::Claimed);
+                memory.rotating.own = rotation(*generation, all, false, RotationStage::Claimed, None);
             }
-            Change::Rotating { generation, mode } => {
+            Rotating { generation, mode, redone } => {
                 let present = before.token_generation;
                 let late = was_ready && memory.rotating.late.take().is_some_and(|generation| generation < present);
-                memory.rotating.own = rotation(*generation, *mode, was_ready && !late, RotationStage::Claimed);
+                let others_live = was_ready && !late;
+                memory.rotating.own = rotation(*generation, *mode, others_live, RotationStage::Claimed, handles);
+                if let Some(damage) = redone {
+                    memory.rotating.redone = Some(Redone::next(memory.rotating.redone, *damage, self.now.mono));
+                }
             }
-            Change::Report(report) => {
+            Report(report) => {
                 let failure = memory.backoff.failure.iter_mut();
                 failure.filter(|f| f.reason == report.reason).for_each(|f| f.told = true);
                 self.drop_new_tokens();
                 // It was Ready until this write: nobody's rotation has to be waited for.
                 if report.reason != Reason::Open && was_ready {
-                    self.memory.rotating.own = rotation(before.token_generation, all, false, RotationStage::Lost);
+                    self.memory.rotating.own = rotation(before.token_generation, all, false, RotationStage::Lost, None);
                 }
             }
-            Change::OpenedAt(_) => {}
+            Closing(_) => self.drop_new_tokens(),
+            Connected(_) => memory.tending.connections = Some(self.now.mono),
+            Suspended | OpenedAt(_) | TagKeys(_) | RotationRefused(_) => {}
         }
     }
 

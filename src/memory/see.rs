@@ -1,9 +1,11 @@
 //! What the object shows, and since when.
 
-use super::{Memory, RotationStage};
+use super::redone::{AT_ONCE, Redone};
+use super::{Memory, RotationStage, Tending};
 use crate::clock::{Mono, Now};
 use crate::facts::{Standing, View};
 use crate::read::{Goal, Object};
+use opentunnel_api::Reason;
 
 impl Memory {
     /// Remembers what the object shows, before it is decided on.
@@ -42,17 +44,23 @@ impl Memory {
         if let Some((_, since)) = &mut m.rotating.unfinished {
             *since = term;
         }
+        m.opening.since = None;
         m.backoff.trial = None;
         m.backoff.failure = None;
         m.opening.attempt = None;
-        m.rotating.own = m.rotating.own.filter(|r| matches!(r.stage, RotationStage::Doubt(_)));
+        m.rotating.own.take_if(|r| !matches!(r.stage, RotationStage::Doubt(_)));
+        m.rotating.marked = None;
+        m.tending = Tending { told_unconnected: m.tending.told_unconnected, ..Tending::default() };
     }
 
     fn see_claim(&mut self, object: &Object, now: Now) {
         let (m, record) = (&mut self.0, &object.record);
-        if m.opening.claim.is_some() && record.claim.is_none() && record.tunnel.is_none() {
+        if m.opening.claim.is_some() && record.claim.is_none() {
             m.saw_creation = false;
         }
+        let opens = object.goal() == Goal::Open && (record.tunnel.is_none() || object.reopens());
+        let begins = if record.tunnel.is_none() { m.first_seen } else { now.mono };
+        m.opening.since = opens.then(|| m.opening.since.unwrap_or(begins));
         if let Some(claim) = &record.claim {
             if m.opening.claim.as_ref().is_none_or(|(seen, _)| seen != claim) {
                 m.opening.claim = Some((claim.clone(), now.mono));
@@ -78,18 +86,21 @@ impl Memory {
 
     fn see_rotation(&mut self, object: &Object, now: Now) {
         let (rotating, record) = (&mut self.0.rotating, &object.record);
+        // A restart does not let it begin anew.
+        if record.reported == Some(Reason::SecretModified) && rotating.redone.is_none() {
+            rotating.redone = Some(Redone { damage: None, times: AT_ONCE, last: now.mono });
+        }
         let unfinished = record.tunnel.is_some() && !record.is_ready();
         rotating.unfinished = match rotating.unfinished {
             _ if !unfinished => None,
             Some(seen) if seen.0 == record.token_generation => Some(seen),
             _ => Some((record.token_generation, now.mono)),
         };
-        if let Some(own) = rotating.own.filter(|own| own.generation != record.token_generation) {
+        if let Some(own) = rotating.own.take_if(|own| own.generation != record.token_generation) {
             // Superseded while it was under way: it may be carried out after the newer one.
             if own.generation < record.token_generation && matches!(own.stage, RotationStage::Doubt(_)) {
                 rotating.late = Some(own.generation);
             }
-            rotating.own = None;
         }
     }
 }
@@ -111,8 +122,9 @@ mod tests {
                 claim: Some((Attempt::random(), before)),
                 attempt: Some(Attempt::random()),
                 doubt: Some(before),
+                since: Some(before),
             },
-            rotating: Rotating { unfinished: Some((2, before)), own: None, late: Some(2) },
+            rotating: Rotating { unfinished: Some((2, before)), late: Some(2), ..Rotating::default() },
             ending: Ending { down: Some(before), ..Ending::default() },
             ..Remembered::default()
         });

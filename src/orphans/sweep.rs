@@ -12,15 +12,15 @@ use crate::event::Notice;
 use crate::kubernetes::reference;
 use crate::metrics::Metrics;
 use crate::pacer::Pacer;
-use crate::read::{Key, claim};
+use crate::read::{Key, read};
 use crate::step::Lane;
 use crate::tunnels::{CallError, TunnelId};
-use crate::watch::Watch;
-use crate::whose::Claimant;
+use crate::watch::{Watch, stored};
+use crate::whose::{Claimant, Named};
 use jiff::Timestamp;
+use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
-use kube::{Api, ResourceExt};
-use opentunnel_api::{Tunnel, TunnelState};
+use opentunnel_api::Tunnel;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -127,11 +127,7 @@ impl Pass<'_> {
     fn watched(&self, namespace: &str) -> Vec<Claimant> {
         let tunnels = self.watches.iter().filter(|w| w.covers(namespace)).flat_map(Watch::tunnels);
         let there = tunnels.filter(|t| t.metadata.namespace.as_deref() == Some(namespace));
-        let claimant = |t: std::sync::Arc<Tunnel>| {
-            let status = t.status.as_ref();
-            claimant(&*t, status.and_then(|s| s.tunnel_id.clone()), status.and_then(|s| s.state))
-        };
-        there.filter_map(claimant).collect()
+        there.filter_map(|tunnel| Some(read(&tunnel).ok()?.claimant())).collect()
     }
 
     /// Judges by what the API server has, which is no older than [`FRESH`].
@@ -158,12 +154,8 @@ impl Pass<'_> {
         let resource = ApiResource::erase::<Tunnel>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.ctx.kubernetes.client.clone(), namespace, &resource);
         let list = self.ctx.kubernetes.request("list the Tunnels", api.list(&ListParams::default())).await?;
-        let read = |t: &DynamicObject| {
-            let status = &t.data["status"];
-            let state = serde_json::from_value(status["state"].clone()).ok();
-            claimant(t, status["tunnelId"].as_str().map(str::to_owned), state)
-        };
-        Ok(list.iter().filter_map(read).collect())
+        let tunnels = list.into_iter().map(|t| stored::read(t).unwrap_or_else(|unreadable| unreadable.readable));
+        Ok(tunnels.filter_map(|tunnel| Some(read(&tunnel).ok()?.claimant())).collect())
     }
 
     /// Closes one, when nobody else wants to close any. Whether it is closed.
@@ -245,21 +237,10 @@ impl Pass<'_> {
     }
 }
 
-fn claimant(object: &impl ResourceExt, tunnel: Option<String>, state: Option<TunnelState>) -> Option<Claimant> {
-    let meta = object.meta();
-    let key = Key::of(meta).ok()?;
-    Some(Claimant {
-        down: meta.deletion_timestamp.is_some(),
-        claim: claim(meta.annotations.as_ref(), &key.uid),
-        tunnel: tunnel.map(|id| (TunnelId(id), state.unwrap_or(TunnelState::Open))),
-        key,
-    })
-}
-
 fn why(candidate: &Candidate, shown: &Shown) -> String {
     let Candidate { owner, .. } = candidate;
     match shown {
-        Shown::HasAnother(Claimant { key, tunnel: Some((other, _)), .. }) => {
+        Shown::HasAnother(Claimant { key, tunnel: Some(Named { id: other, .. }), .. }) => {
             format!("it was opened for Tunnel {}, which has tunnel {other}", key.name)
         }
         _ => format!("the Tunnel that it was opened for (UID {}, in namespace {}) is gone", owner.uid, owner.namespace),

@@ -5,6 +5,7 @@ use super::*;
 use crate::clock::Mono;
 use crate::read::Key;
 use crate::tunnels::{Attempt, Description, Life, Summary, TunnelId};
+use crate::whose::Named;
 use opentunnel_api::TunnelState;
 
 const GRACE: Duration = Duration::from_secs(30);
@@ -41,22 +42,26 @@ fn scope(namespaces: &[&str]) -> Scope {
     Scope { cluster: "cluster".into(), namespaces, grace: GRACE }
 }
 
-fn known(uid: &str, has: Option<&str>, down: bool) -> Claimant {
-    let key = Key { namespace: "edge".into(), name: format!("of-{uid}"), uid: uid.into() };
-    Claimant { key, down, claim: None, tunnel: has.map(|id| (TunnelId(id.into()), TunnelState::Open)) }
+fn named(id: &str) -> Named {
+    Named { id: TunnelId(id.into()), attempt: Some(Attempt("first".into())) }
 }
 
-/// Its tunnel has ended, and it claims to open another under this attempt.
-fn reopening(has: &str, attempt: &str) -> Claimant {
-    let tunnel = Some((TunnelId(has.into()), TunnelState::Closed));
-    Claimant { claim: Some(Attempt(attempt.into())), tunnel, ..known("u", None, false) }
+fn known(uid: &str, has: Option<&str>, down: bool) -> Claimant {
+    let key = Key { namespace: "edge".into(), name: format!("of-{uid}"), uid: uid.into() };
+    Claimant { key, down, claim: None, tunnel: has.map(named), reopens: false }
+}
+
+/// Its tunnel has ended, which was opened under this attempt. `reopens`: another is wanted.
+fn ended(has: &str, attempt: &str, reopens: bool) -> Claimant {
+    let tunnel = Some(Named { attempt: Some(Attempt(attempt.into())), ..named(has) });
+    Claimant { claim: Some(Attempt("a".into())), tunnel, reopens, ..known("u", None, false) }
 }
 
 #[test]
 fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
     use Verdict::{Close, Keep, Look, Wait};
     let other = known("u", Some("other"), false);
-    let shown: [(&str, Vec<Claimant>, Shown); 12] = [
+    let shown: [(&str, Vec<Claimant>, Shown); 14] = [
         ("there are no Tunnels", vec![], Shown::Gone),
         ("others are there", vec![known("v", None, false), known("w", Some("x"), true)], Shown::Gone),
         ("it has this one", vec![known("u", Some("mine"), false)], Shown::Owned),
@@ -68,14 +73,20 @@ fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
         ("a copy of it has this one", vec![known("v", Some("mine"), false)], Shown::Owned),
         ("it has another, a copy has this", vec![other, known("v", Some("mine"), false)], Shown::Owned),
         (
-            "it has one that ended, and opened this one under the attempt that stands",
-            vec![reopening("ended", "a")],
-            Shown::HasAnother(reopening("ended", "a")),
+            "it has one that ended, and wants no other; both under one attempt",
+            vec![ended("ended", "a", false)],
+            Shown::HasAnother(ended("ended", "a", false)),
         ),
         (
-            "it has one that ended, and opens under another attempt",
-            vec![reopening("ended", "b")],
-            Shown::HasAnother(reopening("ended", "b")),
+            "it has one that ended, and wants no other",
+            vec![ended("ended", "b", false)],
+            Shown::HasAnother(ended("ended", "b", false)),
+        ),
+        ("it has one that ended, and wants another", vec![ended("ended", "b", true)], Shown::Opening),
+        (
+            "it has one that ended, and wants another; both under one attempt",
+            vec![ended("ended", "a", true)],
+            Shown::HasAnother(ended("ended", "a", true)),
         ),
     ];
     // Age by AWS, seen for: young, old by AWS but new to this process, old by both, old by its own clock alone.
@@ -143,7 +154,7 @@ fn described(owner: Option<Owner>, at: u64) -> Answer {
 }
 
 fn told(life: Life, owner: Option<Owner>, at: u64) -> Answer {
-    Answer { description: Description { life, owner, tunnel: None }, asked: mono(at) }
+    Answer { description: Description { life, owner, ..Description::unknown() }, asked: mono(at) }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! One round: a listing of AWS's tunnels, and what follows from it for everybody.
 
-use super::{Poller, SPACING, Shared, Watched};
+use super::{Poller, REFRESH_ROUNDS, Refresh, SPACING, Shared, Watched};
 use crate::clock::{self, Mono};
+use crate::orphans::sightings::Answer;
 use crate::read::Key;
 use crate::tunnels::{CallError, Described, Found, Life, Owner, Search, Summary, TunnelId};
 use crate::whose::is_tagged_for;
@@ -74,16 +75,22 @@ impl Poller {
         created: Timestamp,
         started: Mono,
     ) -> Result<(), CallError> {
-        let mut owned: Vec<(&Summary, Owner)> = Vec::new();
+        let mut owned: Vec<(&Summary, Owner, Option<String>)> = Vec::new();
         for summary in listed.iter().filter(|s| s.state == TunnelState::Open && s.created_at >= created) {
-            owned.extend(self.owner(&summary.tunnel.id).await?.map(|owner| (summary, owner)));
+            let answer = self.answer(&summary.tunnel.id).await?;
+            owned.extend(answer.owner().map(|o| (summary, o.clone(), answer.description.opened_with.clone())));
         }
         let mut state = self.lock();
         for (key, _) in searches {
             let found = owned
                 .iter()
-                .filter(|(_, owner)| is_tagged_for(owner, &self.cluster, key))
-                .map(|(s, owner)| Found { tunnel: s.tunnel.clone(), owner: owner.clone(), created_at: s.created_at })
+                .filter(|(_, owner, _)| is_tagged_for(owner, &self.cluster, key))
+                .map(|(s, owner, opened_with)| Found {
+                    tunnel: s.tunnel.clone(),
+                    owner: owner.clone(),
+                    created_at: s.created_at,
+                    opened_with: opened_with.clone(),
+                })
                 .collect();
             if let Some(search) = state.searches.get_mut(key) {
                 search.result = Some(Search { started, found });
@@ -93,14 +100,37 @@ impl Poller {
         Ok(())
     }
 
-    /// The owner tag of an open tunnel. It is asked for once.
-    pub(super) async fn owner(&self, id: &TunnelId) -> Result<Option<Owner>, CallError> {
+    /// What DescribeTunnel tells of a tunnel. It is asked once.
+    pub(super) async fn answer(&self, id: &TunnelId) -> Result<Answer, CallError> {
         let known = self.lock().answers.get(id).cloned();
-        let answer = match known {
-            Some(answer) => answer,
-            None => self.read(id).await?,
-        };
-        Ok(answer.owner().cloned())
+        match known {
+            Some(answer) => Ok(answer),
+            None => self.read(id).await,
+        }
+    }
+
+    /// Lines up the open tunnels of Tunnels that are to be described in the background: first those of which AWS says
+    /// that something has changed, then those that were not described for the longest time.
+    fn line_up(&self, watched: &[Watched], listed: &HashMap<&TunnelId, &Summary>) {
+        let every = self.rounds.interval.saturating_mul(REFRESH_ROUNDS);
+        let now = self.clock.mono();
+        let mut state = self.lock();
+        let mut due: Vec<(bool, Option<Mono>, Refresh)> = Vec::new();
+        for watched in watched {
+            let Some(summary) = listed.get(&watched.id).filter(|s| s.state == TunnelState::Open) else { continue };
+            let updated_at = summary.last_updated_at;
+            let details = state.described.get(&watched.id).and_then(|described| described.details.as_ref());
+            let moved = state.refreshed.get(&watched.id).is_some_and(|at| *at != updated_at);
+            let asked = details.map(|(_, asked)| *asked);
+            if moved || asked.is_none_or(|asked| now >= asked + every) {
+                due.push((moved, asked, Refresh { watched: watched.clone(), updated_at }));
+            }
+        }
+        // The last is the first.
+        due.sort_by_key(|(moved, asked, _)| (*moved, std::cmp::Reverse(*asked)));
+        state.refresh = due.into_iter().map(|(.., refresh)| refresh).collect();
+        let open: HashSet<&TunnelId> = watched.iter().map(|w| &w.id).collect();
+        state.refreshed.retain(|id, _| open.contains(id));
     }
 
     /// Wakes the Tunnels whose tunnel is closed. Absence from the list proves nothing: it is described.
@@ -109,22 +139,23 @@ impl Poller {
         self.lock().described.retain(|id, _| ids.contains(id));
         let listed: HashMap<_, _> = listed.iter().map(|s| (&s.tunnel.id, s)).collect();
         let mut told = HashMap::new();
+        self.line_up(watched, &listed);
         for Watched { id, .. } in watched {
             let described = match listed.get(id) {
-                Some(s) => Described { life: life(s), asked: started },
+                Some(s) => Described { life: life(s), asked: started, details: None },
                 // Openings wait for searches: the rest is described in the next round.
                 None if self.is_searching() => continue,
                 None => {
                     let Ok(answer) = self.read(id).await else { continue };
-                    Described { life: answer.description.life, asked: answer.asked }
+                    Described { life: answer.description.life, asked: answer.asked, details: None }
                 }
             };
             told.insert(id, described);
         }
         let mut state = self.lock();
-        for Watched { key, id, opened_at } in watched {
+        for Watched { key, id, opened_at, .. } in watched {
             let Some(now) = told.get(id) else { continue };
-            state.take(id, *now);
+            state.take(id, now.clone());
             state.undescribed.remove(key);
             // A Tunnel whose tunnel is open, and since when it is recorded to be, sleeps on.
             let as_recorded = matches!(now.life, Life::Open { created_at }

@@ -4,7 +4,7 @@ use crate::account::{Account, Use};
 use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{CloseOrphans, Run};
-use crate::context::Context;
+use crate::context::{Context, TakesSecrets};
 use crate::facts::Limits;
 use crate::kubernetes::{self, Kubernetes};
 use crate::leader::{Election, Leadership};
@@ -73,6 +73,7 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
         stopping: AtomicBool::new(false),
         memories: Memories::default(),
         owned: OwnedSecrets::default(),
+        takes_secrets: TakesSecrets::default(),
         wake,
         metrics,
     };
@@ -91,6 +92,7 @@ fn how_to_use(flags: &Run, cluster: String) -> Use {
     };
     Use {
         cluster,
+        default_tags: flags.default_tag.iter().cloned().collect(),
         open_rate: flags.open_rate,
         close_rate: flags.close_rate,
         rounds: Rounds {

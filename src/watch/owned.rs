@@ -18,6 +18,8 @@ struct Index {
     /// Names of Secrets, by their Tunnel's namespace and UID: an ownerReference to a Tunnel of another
     /// namespace does not count.
     names: HashMap<(String, String), BTreeSet<String>>,
+    /// Tunnels that wait until a Secret of somebody else's is gone.
+    waiting: HashMap<SecretName, HashSet<Key>>,
 }
 
 struct Secret {
@@ -36,16 +38,27 @@ impl OwnedSecrets {
         }
         let changed = before.as_ref().is_none_or(|before| before.version != version);
         let woken = [before.and_then(|before| before.owner), owner.clone()];
+        let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
+        if changed {
+            woken.extend(known.waiting.remove(&name).into_iter().flatten());
+        }
         known.secrets.insert(name, Secret { owner, version });
         drop(known);
-        let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
         woken.dedup();
         woken
     }
 
-    /// It is gone, or has lost its label. Returns the Tunnel whose it was.
-    pub fn lose(&self, name: &SecretName) -> Option<Key> {
-        self.lock().remove(name)?.owner
+    /// A Tunnel waits until a Secret of somebody else's is gone, or changes.
+    pub fn wait_for(&self, name: SecretName, key: &Key) {
+        self.lock().waiting.entry(name).or_default().insert(key.clone());
+    }
+
+    /// It is gone, or has lost its label. Returns the Tunnels that have to look: whose it was, and those that wait for
+    /// its name.
+    pub fn lose(&self, name: &SecretName) -> Vec<Key> {
+        let mut known = self.lock();
+        let owner = known.remove(name).and_then(|secret| secret.owner);
+        owner.into_iter().chain(known.waiting.remove(name).into_iter().flatten()).collect()
     }
 
     /// Those that are covered, but not there any more.
@@ -108,8 +121,8 @@ mod tests {
         assert_eq!(see(&owned, None, "3"), [key("a")], "its ownerReference was taken away");
         assert_eq!(owned.names(&key("a")), [""; 0]);
         assert_eq!(see(&owned, Some(key("b")), "4"), [key("b")]);
-        assert_eq!(owned.lose(&secret("tokens")), Some(key("b")));
-        assert_eq!(owned.lose(&secret("tokens")), None);
+        assert_eq!(owned.lose(&secret("tokens")), [key("b")]);
+        assert_eq!(owned.lose(&secret("tokens")), []);
     }
 
     #[test]
@@ -130,5 +143,21 @@ mod tests {
         owned.see(secret("other"), Some(key("a")), None);
         assert_eq!(owned.missing(|_| true, &HashSet::from([secret("other")])), [secret("tokens")]);
         assert_eq!(owned.missing(|(namespace, _)| namespace == "x", &HashSet::new()), []);
+    }
+
+    #[test]
+    fn who_waits_for_a_name_is_woken_once_when_its_secret_changes_or_goes() {
+        let owned = OwnedSecrets::default();
+        see(&owned, Some(key("a")), "1");
+        owned.wait_for(secret("tokens"), &key("b"));
+        owned.wait_for(secret("tokens"), &key("b"));
+        assert_eq!(see(&owned, Some(key("a")), "1"), [], "nothing has changed");
+        assert_eq!(see(&owned, Some(key("a")), "2"), [key("a"), key("b")]);
+        assert_eq!(see(&owned, Some(key("a")), "3"), [key("a")], "it was woken, and asks again");
+        owned.wait_for(secret("tokens"), &key("b"));
+        owned.wait_for(secret("other"), &key("c"));
+        assert_eq!(owned.lose(&secret("tokens")), [key("a"), key("b")]);
+        assert_eq!(owned.lose(&secret("other")), [key("c")], "a name that the watch has not shown");
+        assert_eq!(owned.lose(&secret("other")), []);
     }
 }

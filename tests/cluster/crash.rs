@@ -79,7 +79,7 @@ async fn a_crash_after_open_adopts_the_tunnel() {
 async fn a_crash_after_the_secret_replaces_its_tokens() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
-    let mut secret = proxy.hold(Point::AfterCommit, |r| r.is_secret_write());
+    let mut secret = proxy.hold(Point::AfterCommit, |r| r.is_secret_write_in_earnest());
     let operator = world.operator_with(&world.settings().via(&proxy)).await;
     world.apply(PLAIN).await;
     secret.reached().await;
@@ -173,7 +173,7 @@ async fn lost_answers_of_the_api_server_change_nothing() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
     proxy.lose_answer(|r| r.is_claim());
-    proxy.lose_answer(|r| r.is_secret_write());
+    proxy.lose_answer(|r| r.is_secret_write_in_earnest());
     proxy.lose_answer(|r| r.is_status("Open"));
     let _operator = world.operator_with(&world.settings().via(&proxy)).await;
     world.apply(PLAIN).await;
@@ -206,7 +206,7 @@ async fn two_operators_open_one_tunnel_each() {
 async fn a_tunnel_that_a_user_replaces_while_it_is_opened_is_opened_once() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
-    let mut secret = proxy.hold(Point::BeforeForward, |r| r.is_secret_write());
+    let mut secret = proxy.hold(Point::BeforeForward, |r| r.is_secret_write_in_earnest());
     let _operator = world.operator_with(&world.settings().via(&proxy)).await;
     world.apply(PLAIN).await;
     secret.reached().await;

@@ -32,7 +32,7 @@ fn only_tunnel(world: &World) -> (TunnelInfo, LiveTokens) {
 /// AWS's calls, but for the poll.
 fn calls(world: &World) -> Vec<String> {
     let calls = world.aws.calls().into_iter().map(|call| call.operation);
-    calls.filter(|operation| operation != "ListTunnels").collect()
+    calls.filter(|operation| !["ListTunnels", "DescribeTunnel"].contains(&operation.as_str())).collect()
 }
 
 /// The keys of a Secret's data; the values are checked: tokens are the live ones, client tokens are what
@@ -78,7 +78,8 @@ async fn an_applied_tunnel_is_opened_as_written_and_its_tokens_come_into_a_secre
     let part: Vec<&str> = owner.split('/').collect();
     assert_eq!((part.len(), part[1], part[2]), (4, world.name.as_str(), uid), "{owner}");
     let tags: Vec<_> = opened.tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    assert_eq!(tags, [("opentunnel.dev/owner", owner.as_str()), ("site", "Zürich"), ("team", "edge")]);
+    let own = [("opentunnel.dev/generation", "1"), ("opentunnel.dev/owner", owner.as_str())];
+    assert_eq!(tags, [&own[..], &[("site", "Zürich"), ("team", "edge")]].concat());
     assert_eq!(opened.expires_at.duration_since(opened.created_at).as_mins(), 60);
 
     let data = world.secret_data("sensor-42-tokens").await.expect("a Secret");
@@ -232,7 +233,7 @@ async fn while_a_secret_is_somebody_elses_nothing_is_opened_and_once_it_is_gone_
     assert!(!world.writes().await.iter().any(touched));
 
     world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it can be deleted");
-    // Nobody tells the operator: it looks again every 60 s at the latest.
+    // Nobody tells the operator: it looks again every 5 s.
     let wait = ["wait", "--for=condition=Ready", "tunnel/plain", "--timeout=120s"];
     assert!(world.kubectl(&wait).await.ok);
     let tunnel = world.wait_ready("plain").await;

@@ -193,7 +193,7 @@ async fn reconciles_that_fail_are_counted_by_what_the_api_server_said() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
     let mut operator = world.operator_with(&world.settings().via(&proxy)).await;
-    proxy.answer(StatusCode::FORBIDDEN, failure(StatusCode::FORBIDDEN, "no"), |r| r.is_secret_write());
+    proxy.answer(StatusCode::FORBIDDEN, failure(StatusCode::FORBIDDEN, "no"), |r| r.is_secret_write_in_earnest());
     world.apply(&plain("plain")).await;
     let failed = |reason: &'static str| {
         let series = format!("opentunnel_reconcile_errors_total{{reason=\"{reason}\"}}");
@@ -202,10 +202,10 @@ async fn reconciles_that_fail_are_counted_by_what_the_api_server_said() {
     wait_scrape(&mut operator, "Api4xx", failed("Api4xx")).await;
     proxy.answer_no_more();
     let unavailable = failure(StatusCode::SERVICE_UNAVAILABLE, "no");
-    proxy.answer(StatusCode::SERVICE_UNAVAILABLE, unavailable, |r| r.is_secret_write());
+    proxy.answer(StatusCode::SERVICE_UNAVAILABLE, unavailable, |r| r.is_secret_write_in_earnest());
     wait_scrape(&mut operator, "Api5xx", failed("Api5xx")).await;
     proxy.answer_no_more();
-    proxy.hold(Point::BeforeForward, |r| r.is_secret_write()).cut();
+    proxy.hold(Point::BeforeForward, |r| r.is_secret_write_in_earnest()).cut();
     wait_scrape(&mut operator, "ApiNoAnswer", failed("ApiNoAnswer")).await;
     world.wait_ready("plain").await;
 }

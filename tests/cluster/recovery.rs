@@ -310,18 +310,35 @@ async fn a_secret_whose_name_is_taken_stalls_an_open_tunnel_until_it_is_free() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_taken_from_its_tunnel_is_somebody_elses_until_it_is_gone() {
+async fn a_secret_that_somebody_else_takes_over_is_somebody_elses_until_it_is_given_back() {
     let world = World::new().await;
     let _operator = world.operator_with(&world.settings().flag("--poll-interval", "1h")).await;
     world.apply(PLAIN).await;
     let tunnel = world.wait_ready("plain").await;
     let owned = world.secrets().get("plain-tokens").await.expect("it is there").metadata.owner_references;
-    patch_secret(&world, json!({"metadata": {"ownerReferences": null}})).await;
-    world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
+    world.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: other}}").await;
+    let said = world.kubectl(&["get", "configmap", "other", "-o", "jsonpath={.metadata.uid}"]).await;
+    let other =
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": said.out, "controller": true}]);
+    patch_secret(&world, json!({"metadata": {"ownerReferences": other}})).await;
+    let stalled = world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
+    let message = &main_condition(&stalled).expect("a condition").message;
+    assert!(message.contains("controlled by ConfigMap other"), "{message}");
     assert!(world.aws.live_tokens(status(&tunnel).tunnel_id.as_ref().expect("an ID")).is_some(), "it stays open");
-    // Given back, it is this Tunnel's again.
     patch_secret(&world, json!({"metadata": {"ownerReferences": owned}})).await;
     assert_renewed(&world, 2).await;
+}
+
+#[tokio::test]
+async fn a_secret_that_nobody_owns_any_more_is_taken_over_again_with_new_tokens() {
+    let world = World::new().await;
+    let _operator = world.operator().await;
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    patch_secret(&world, json!({"metadata": {"ownerReferences": null}})).await;
+    assert_renewed(&world, 2).await;
+    let secret = world.secrets().get("plain-tokens").await.expect("it is there");
+    assert_eq!(secret.metadata.owner_references.expect("an owner")[0].name, "plain");
 }
 
 /// The watch does not see a Secret without the operator's label: the Tunnel looks again after a minute, or
@@ -350,7 +367,7 @@ async fn a_forged_generation_stops_nothing() {
 async fn a_secret_of_somebody_elses_that_comes_during_the_opening_keeps_the_tunnel() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
-    let mut secret = proxy.hold(Point::BeforeForward, |r| r.is_secret_write());
+    let mut secret = proxy.hold(Point::BeforeForward, |r| r.is_secret_write_in_earnest());
     let _operator = world.operator_with(&world.settings().via(&proxy)).await;
     world.apply(PLAIN).await;
     secret.reached().await;

@@ -6,12 +6,14 @@ use super::schema;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DynamicObject;
-use opentunnel_api::{ClientMode, GENERATIONS, Reason, Tunnel, TunnelStatus};
+use opentunnel_api::{ClientMode, Connection, ConnectionStatus, GENERATIONS, Reason, Tunnel, TunnelStatus};
 use opentunnel_operator::clock::{Mono, Now};
 use opentunnel_operator::decide::decide;
 use opentunnel_operator::facts::{Facts, Limits, Standing, Turns, View};
+use opentunnel_operator::memory::redone::Redone;
 use opentunnel_operator::memory::{
-    Answer, AnswerOf, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Trial,
+    Answer, AnswerOf, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage,
+    Tending, Trial,
 };
 use opentunnel_operator::pacer::Turn;
 use opentunnel_operator::read::{Object, read};
@@ -19,12 +21,13 @@ use opentunnel_operator::record::Change;
 use opentunnel_operator::secrets::{self, FoundSecret, SecretFacts};
 use opentunnel_operator::step::{Identity, Outcome, Refusal, Step, Wait};
 use opentunnel_operator::tunnels::{
-    Attempt, CallError, CallErrorKind, Described, Found, InAccount, Life, Owner, Search, Side, Token, Tokens, TunnelId,
-    TunnelRef,
+    Attempt, CallError, CallErrorKind, Described, Details, Found, InAccount, Life, Owner, Search, Side, Tags, Token,
+    Tokens, TunnelId, TunnelRef,
 };
 use opentunnel_operator::watch::stored;
 use opentunnel_operator::{event, status};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Stands in every token, so that it can be looked for in every text.
@@ -65,10 +68,12 @@ pub fn any_secret(value: Value, seed: u64) -> Option<bool> {
     let mut dice = Dice(seed);
     let answer = answer(&mut dice, &object);
     let wanted = &object.spec.secrets[0];
-    let found = secrets::found(&secret, Some(wanted));
+    let found = secrets::found(&secret, &object.key, Some(wanted));
     let owners = secret.metadata.owner_references.iter().flatten();
     let controller = owners.into_iter().find(|o| o.controller == Some(true)).map(|o| o.uid.clone());
     assert_eq!(found.controller, controller, "{:?}", secret.metadata);
+    let leftover = found.leftover;
+    assert!(!leftover || controller.is_none(), "somebody has it");
     assert_eq!(found.sha256.len(), 64);
     hides(&format!("{found:?} {answer:?}"));
 
@@ -93,11 +98,11 @@ pub fn any_secret(value: Value, seed: u64) -> Option<bool> {
     // Whatever stood there, what is written over it is the Tunnel's, and has these tokens and no others.
     let mut written = secrets::prepared(&object, wanted, secret);
     secrets::fill(&mut written, data, &TunnelId("id".into()), 3);
-    let read_back = secrets::found(&written, Some(wanted));
+    let read_back = secrets::found(&written, &object.key, Some(wanted));
     assert_eq!(read_back.controller.as_ref(), Some(&object.key.uid));
     assert_eq!((read_back.sha256, read_back.generation, read_back.mode), (sha256, 3, Some(wanted.mode)));
     assert!(read_back.labelled && read_back.decorated);
-    Some(controller.as_ref() == Some(&object.key.uid))
+    Some(controller.as_ref() == Some(&object.key.uid) || leftover)
 }
 
 /// Choices that depend on nothing but a number (SplitMix64).
@@ -186,7 +191,8 @@ impl Case<'_> {
             let facts = self.facts.secrets.iter().find(|s| s.name == name).expect("there is such a Secret");
             facts.found.as_ref()
         };
-        let is_ours = |found: &FoundSecret| found.controller.as_ref() == Some(&object.key.uid) && !found.terminating;
+        let owns = |found: &FoundSecret| found.controller.as_ref() == Some(&object.key.uid) || found.leftover;
+        let is_ours = |found: &FoundSecret| owns(found) && !found.terminating;
         let recorded = object.record.tunnel.as_ref().map(|t| &t.reference.id);
         let answered = self.memory.answer.as_ref().map(|a| &a.tunnel.id);
         match step {
@@ -198,6 +204,9 @@ impl Case<'_> {
             Step::DeleteSecret { name } => assert!(secret(name).is_some_and(is_ours)),
             Step::TryCreate { secret: wanted } => assert!(secret(&wanted.name).is_none()),
             Step::Rotate { tunnel, .. } => assert!(self.is_own(tunnel) && recorded == Some(&tunnel.id)),
+            Step::Mark { tunnel, .. } | Step::Tag { tunnel, .. } | Step::TakeTagsOff { tunnel, .. } => {
+                assert!(self.is_own(tunnel) && recorded == Some(&tunnel.id));
+            }
             Step::Close { tunnel, .. } | Step::Untag { tunnel, .. } => assert!(self.is_own(tunnel)),
             Step::CloseSurplus { tunnel, .. } => assert_eq!(Some(&tunnel.id), answered),
             Step::Identify { tunnel, .. } => {
@@ -211,6 +220,9 @@ impl Case<'_> {
             let calls = matches!(
                 step,
                 Step::Open { .. }
+                    | Step::Mark { .. }
+                    | Step::Tag { .. }
+                    | Step::TakeTagsOff { .. }
                     | Step::Rotate { .. }
                     | Step::Close { .. }
                     | Step::Untag { .. }
@@ -287,7 +299,9 @@ fn answer(dice: &mut Dice, object: &Object) -> Answer {
         _ => AnswerOf::Secrets(generation),
     };
     let written = dice.maybe(|_| object.spec.secrets[0].clone()).into_iter().collect();
-    Answer { of, tunnel: tunnel_ref(dice, object), tokens: tokens(), at: dice.mono(), wall: dice.time(), written }
+    let opened_with = dice.maybe(|_| (Tags::from([("k".into(), "v".into())]), "0".repeat(64)));
+    let (tunnel, tokens) = (tunnel_ref(dice, object), tokens());
+    Answer { of, tunnel, tokens, opened_with, at: dice.mono(), wall: dice.time(), written }
 }
 
 fn standing(dice: &mut Dice) -> Standing {
@@ -312,6 +326,7 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
             claim: None,
             attempt: dice.maybe(|dice| attempt(dice, object)),
             doubt: dice.maybe(Dice::mono),
+            since: dice.maybe(Dice::mono),
         },
         rotating: Rotating {
             unfinished: None,
@@ -320,8 +335,17 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
                 mode: dice.of(&modes),
                 others_live: dice.next(2) == 0,
                 stage: dice.of(&stages),
+                handles: dice.maybe(|_| "now".into()),
             }),
             late: dice.maybe(|dice| dice.next(3) as i64),
+            marked: dice.maybe(|_| object.record.token_generation),
+            redone: dice.maybe(|dice| Redone { damage: None, times: dice.next(9) as u32, last: dice.mono() }),
+        },
+        tending: Tending {
+            tags: dice.maybe(|dice| ([("k".to_owned(), None)].into(), dice.mono())),
+            tags_failed: dice.maybe(|dice| (7, dice.mono())),
+            connections: dice.maybe(Dice::mono),
+            told_unconnected: dice.next(2) == 0,
         },
         ending: Ending { closed: ids(dice), foreign: ids(dice), ..Ending::default() },
         owned: dice.maybe(|dice| tunnel_ref(dice, object)).into_iter().collect(),
@@ -347,6 +371,10 @@ fn found_secret(dice: &mut Dice, object: &Object) -> Option<FoundSecret> {
     let own = Some(object.key.uid.clone());
     (dice.next(5) > 0).then(|| FoundSecret {
         controller: dice.of(&[own.clone(), own.clone(), own.clone(), own, Some("another".into()), None]),
+        leftover: dice.next(9) == 0,
+        predecessor: dice.next(9) == 0,
+        holder: "controlled by nobody".into(),
+        editors: dice.maybe(|_| "m (data.region)".repeat(300)),
         terminating: dice.next(8) == 0,
         generation: dice.of(&[0, 1, 2, 3, i64::MAX / 4 - 1]),
         sha256: dice.of(&["0", "1", "2"]).repeat(64),
@@ -373,6 +401,7 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
             attempt: attempt(dice, object),
         },
         created_at: dice.time(),
+        opened_with: dice.maybe(|_| "0".repeat(64)),
     };
     let turns = [Turn::None, Turn::Waiting, Turn::Granted, Turn::Granted];
     Facts {
@@ -381,7 +410,11 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
         search: dice.maybe(|dice| Search { started: dice.mono(), found: dice.maybe(found).into_iter().collect() }),
         in_account: dice.of(&[InAccount::Yes, InAccount::Yes, InAccount::Unknown, InAccount::No]),
         described: dice
-            .maybe(|dice| Described { life: dice.of(&lives), asked: dice.mono() })
+            .maybe(|dice| Described {
+                life: dice.of(&lives),
+                asked: dice.mono(),
+                details: dice.maybe(|dice| (Arc::new(details(dice)), dice.mono())),
+            })
             .zip(object.record.tunnel.as_ref().map(|t| t.reference.id.clone()))
             .map(|(described, id)| (id, described))
             .into_iter()
@@ -390,6 +423,21 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
         turns: Turns { open: dice.of(&turns), close: dice.of(&turns), rotate: dice.of(&turns) },
         gate: None,
         trouble: dice.maybe(|_| "t".repeat(5000)),
+        tags: object.spec.request.tags.iter().cloned().collect(),
+        takes_secrets: dice.next(2) == 0,
+    }
+}
+
+fn details(dice: &mut Dice) -> Details {
+    let generation = dice.of(&["0", "1", "9", "-1", "x", "9223372036854775807"]);
+    let connection = |dice: &mut Dice| {
+        let status = dice.of(&[ConnectionStatus::Connected, ConnectionStatus::Disconnected]);
+        dice.maybe(|dice| Connection { status, last_updated_at: dice.maybe(Dice::time) })
+    };
+    Details {
+        tags: Tags::from([("opentunnel.dev/generation".into(), generation.into()), ("k".into(), "v".into())]),
+        source: connection(dice),
+        destination: connection(dice),
     }
 }
 
@@ -411,6 +459,7 @@ fn outcome(dice: &mut Dice, step: &Step, object: &Object) -> Outcome {
             Outcome::Opened { called, answer: error.map_or_else(|| Ok((tunnel_ref(dice, object), tokens())), Err) }
         }
         Step::Rotate { .. } => Outcome::Rotated { called, answer: error.map_or_else(|| Ok(tokens()), Err) },
+        Step::Mark { .. } | Step::Tag { .. } | Step::TakeTagsOff { .. } => Outcome::Tagged(error.map_or(Ok(()), Err)),
         Step::Close { .. } | Step::Untag { .. } => Outcome::ClosedOrUntagged(error.map_or(Ok(()), Err)),
         Step::Identify { tunnel, .. } => {
             let identity = dice.of(&[Identity::Own(tunnel.clone()), Identity::Foreign, Identity::NotFound]);

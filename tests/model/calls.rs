@@ -3,9 +3,10 @@
 use crate::moves::effects::step_of;
 use crate::moves::{Next, learn, told};
 use crate::next::{Out, spend};
-use crate::operator::{self, Specs};
+use crate::operator;
 use crate::rules::Rules;
 use crate::world::*;
+use opentunnel_api::Reason;
 use opentunnel_operator::step::{Outcome, Step};
 use opentunnel_operator::tunnels::{CallError, CallErrorKind};
 
@@ -101,10 +102,15 @@ fn commit(world: &World, n: usize, out: &mut Out) {
     if !matches!(call.of, CallOf::Open { .. }) && w.tunnels.iter().any(|t| t.id == id && t.uid == 0) {
         done.wrong = Some("somebody else's tunnel is rotated, closed or untagged");
     }
+    let ready = |o: &Object| o.tunnel == Some(id) && o.reported == Some(Reason::Open) && !o.deleted;
+    let open = w.tunnels.iter().any(|t| t.id == id && t.open);
+    if matches!(call.of, CallOf::Close { .. }) && open && w.object.as_ref().is_some_and(ready) {
+        done.wrong = Some("a tunnel is closed whose Tunnel is Ready");
+    }
     let mut data = Data { tunnel: id, source: 0, destination: 0 };
     let mut result = None;
     match call.of {
-        CallOf::Open { uid, attempt } => {
+        CallOf::Open { uid, attempt, request } => {
             if w.tunnels.iter().any(|t| t.open && !t.untagged && t.uid == uid) && !w.may_double {
                 done.wrong = Some("OpenTunnel is carried out though the Tunnel has an open tunnel");
             }
@@ -117,6 +123,7 @@ fn commit(world: &World, n: usize, out: &mut Out) {
                 open: true,
                 untagged: false,
                 late: w.lifetime_over,
+                request,
                 age: 0,
                 source: data.source,
                 destination: data.destination,

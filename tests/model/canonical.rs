@@ -105,7 +105,8 @@ impl Operator {
                 written: m.written.take(),
                 ..Mem::default()
             };
-            (self.search, self.searching, self.described) = (None, false, None);
+            (self.search, self.searching) = (None, false);
+            (self.describing, self.described) = (None, None);
         }
         // The watch has caught up.
         if let (Some(written), Some(watched)) = (&m.written, &self.watched) {
@@ -116,8 +117,14 @@ impl Operator {
         }
         let newest = self.reconcile.as_ref().map(|r| &r.view).or(m.written.as_ref()).or(self.watched.as_ref());
         let known = newest.is_some_and(|o| o.tunnel.is_some());
+        let reopens = newest.is_some_and(|o| o.closed);
+        // What a decision sees for the first time it sees since then.
+        m.opens = m.opens.map(|age| age.min(1)).filter(|age| reopens || (!known && *age != m.first_seen.min(1)));
+        let settled = newest.is_some_and(|o| o.attempt.is_some() && o.attempt == o.claim.map(|(_, attempt)| attempt));
+        let own = m.attempt;
+        let settled = |claim: u8| settled || own == Some(claim);
         if let Some((claim, age)) = &mut m.claim
-            && (known || m.attempt == Some(*claim))
+            && settled(*claim)
         {
             *age = 0;
         }
@@ -125,9 +132,11 @@ impl Operator {
         // A search that was asked for began after what it was asked for.
         m.first_seen = m.first_seen.min(searched.unwrap_or_default().max(1));
         // That a search began when the grace was over stays so.
-        let claimed = m.claim.filter(|(claim, _)| m.attempt != Some(*claim)).map(|(_, age)| age);
+        let claimed = m.claim.filter(|(claim, _)| !settled(*claim)).map(|(_, age)| age);
+        let deleted = newest.is_some_and(|o| o.deleted);
         let since = [claimed, m.open_doubt].into_iter().flatten().min();
-        if let (Some((age, _)), Some(since), None) = (&mut self.search, since, m.deleting)
+        if let (Some((age, _)), Some(since)) = (&mut self.search, since)
+            && (m.deleting.is_none() || !deleted)
             && *age + GRACE <= since
         {
             *age = 0;
@@ -199,7 +208,10 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
         match kind {
             Kind::Version => f(&mut o.version),
             Kind::Tunnel => o.tunnel.iter_mut().for_each(&mut *f),
-            Kind::Attempt => o.claim.iter_mut().for_each(|(_, attempt)| f(attempt)),
+            Kind::Attempt => {
+                o.claim.iter_mut().for_each(|(_, attempt)| f(attempt));
+                o.attempt.iter_mut().for_each(&mut *f);
+            }
             Kind::Token => {}
         }
         o.kept.iter_mut().flatten().for_each(|(_, d)| data(d, f));
@@ -250,6 +262,7 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
         }
         if kind == Kind::Tunnel {
             operator.search.iter_mut().for_each(|(_, found)| found.iter_mut().for_each(&mut *f));
+            operator.describing.iter_mut().for_each(&mut *f);
             operator.described.iter_mut().for_each(|(id, ..)| f(id));
             operator.surplus.iter_mut().for_each(|(.., id)| f(id));
         }

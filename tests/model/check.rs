@@ -2,11 +2,10 @@
 
 use crate::moves::TELLS;
 use crate::next::calm;
-use crate::operator::Specs;
 use crate::rules::Rules;
 use crate::search::Fingerprints;
 use crate::world::*;
-use opentunnel_api::Reason;
+use opentunnel_api::{Reason, ReopenPolicy};
 
 /// More steps than any way to rest has.
 const MAX_STEPS: usize = 400;
@@ -72,18 +71,34 @@ fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
     if world.forged {
         return None;
     }
-    let wanted = specs[usize::from(object.spec)];
+    let spec = &specs[usize::from(object.spec)];
+    let wanted = spec.secrets;
     let secret = |name: u8| world.secrets[usize::from(name)].as_ref();
     let conflict = wanted.iter().any(|(name, _)| secret(*name).is_some_and(|s| s.owner.is_none()));
     let own = open.iter().find(|t| Some(t.id) == object.tunnel);
     let former = (0..3).filter(|n| !wanted.iter().any(|(name, _)| name == n));
     let owned = |name: u8| secret(name).is_some_and(|s| s.owner == Some(object.uid));
+    if object.observed != Some(object.spec) {
+        return Some("it has not said what becomes of the present spec");
+    }
+    if spec.suspend {
+        return match (open.as_slice(), object.reported) {
+            ([_, ..], _) => Some("it is suspended, and a tunnel stays open"),
+            (_, Some(Reason::Suspended)) if (0..3).any(owned) => Some("it is suspended, and dead tokens stay"),
+            (_, Some(Reason::Suspended)) => None,
+            _ => Some("it is not suspended"),
+        };
+    }
+    let reopens = match object.reported {
+        Some(Reason::Expired) => rules.reopen != ReopenPolicy::Never,
+        _ => rules.reopen == ReopenPolicy::Always,
+    };
     match (open.as_slice(), object.reported) {
         ([_, _, ..], _) => Some("two tunnels stay open"),
         ([t], _) if Some(t.id) != object.tunnel => Some("a tunnel stays open that its Tunnel does not name"),
         ([], Some(Reason::Expired | Reason::Closed)) if !world.may_end => Some("it has ended, though nobody ended it"),
         ([], Some(Reason::Expired | Reason::Closed)) if (0..3).any(owned) => Some("it has ended, and dead tokens stay"),
-        ([], Some(Reason::Expired | Reason::Closed)) if rules.reopens => Some("it has ended, though another is wanted"),
+        ([], Some(Reason::Expired | Reason::Closed)) if reopens => Some("it has ended, though another is wanted"),
         ([], Some(Reason::Expired | Reason::Closed)) => None,
         (_, Some(Reason::SecretConflict)) if conflict => None,
         ([], _) => Some("it has no tunnel"),
@@ -91,6 +106,9 @@ fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
         _ if conflict => Some("it is Ready though a Secret is somebody else's"),
         _ if former.into_iter().any(owned) => Some("a Secret stays that the spec does not name"),
         _ if !object.finalizer => Some("it has no finalizer"),
+        _ if rules.recreate && own.is_some_and(|t| t.request != spec.request) => {
+            Some("its tunnel is not what the spec wants")
+        }
         _ => {
             let live = |(name, mode): &(u8, _)| {
                 let data = own.map(|t| Data { tunnel: t.id, source: t.source, destination: t.destination }.of(*mode));

@@ -12,16 +12,20 @@ mod users;
 mod world;
 
 use opentunnel_api::ClientMode::{All, Destination, Source};
-use operator::Specs;
+use opentunnel_api::ReopenPolicy;
 use rules::Rules;
 use search::{Scenario, search};
 use std::time::Instant;
-use world::Budget;
+use world::{Budget, Spec, Specs};
 
-const ONE: Specs = &[&[(0, All)]];
+const ONE: Specs = &[Spec::of(&[(0, All)])];
 /// Two Secrets, one of which is exchanged for another, and then one that wants what the others hold.
-const TWO: Specs = &[&[(0, Source), (1, Destination)], &[(0, Source), (2, Destination)]];
-const MORE: Specs = &[&[(0, Source)], &[(0, All)]];
+const TWO: Specs = &[Spec::of(&[(0, Source), (1, Destination)]), Spec::of(&[(0, Source), (2, Destination)])];
+const MORE: Specs = &[Spec::of(&[(0, Source)]), Spec::of(&[(0, All)])];
+/// The user suspends it, and wants it back.
+const SUSPENDED: Specs = &[ONE[0], Spec { suspend: true, ..ONE[0] }, ONE[0]];
+/// Something that AWS cannot change on an open tunnel.
+const CHANGED: Specs = &[ONE[0], Spec { request: 1, ..ONE[0] }];
 
 /// Each kind of fault `n` times, and no more than `n` in all.
 fn any(n: u8) -> Budget {
@@ -137,21 +141,81 @@ fn a_tunnel_that_aws_does_not_know_yet_is_not_taken_for_ended() {
     run(&[Scenario { max_states, ..scenario("AWS lags behind, and another fault", ONE, budget, true) }]);
 }
 
-/// The second opening of a Tunnel (reopenPolicy, Recreate, suspend: false), with a fault of any kind. The scenario is
-/// there before the code: it shows what is missing. When the code can do it, this is run like the others.
+/// The user suspends the Tunnel at any moment, and wants it back at any moment after that.
+fn suspended(s: Scenario) -> Scenario {
+    Scenario { specs: SUSPENDED, budget: Budget { edits: 2, ..s.budget }, ..s }
+}
+
+/// `reopenPolicy: Always`, and somebody closes the tunnel, beside the other faults.
+fn reopened(s: Scenario) -> Scenario {
+    let rules = Rules { reopen: ReopenPolicy::Always, ..s.rules };
+    Scenario { budget: Budget { all: s.budget.all + 1, third_party: 1, ..s.budget }, rules, ..s }
+}
+
+/// `updatePolicy: Recreate`, and the user changes what AWS cannot change on an open tunnel.
+fn recreated(s: Scenario) -> Scenario {
+    let rules = Rules { recreate: true, ..s.rules };
+    Scenario { specs: CHANGED, budget: Budget { edits: 1, ..s.budget }, rules, ..s }
+}
+
+fn first(max_states: usize, s: Scenario) -> Scenario {
+    Scenario { max_states, ..s }
+}
+
+fn ready(name: &'static str, n: u8, elects: bool) -> Scenario {
+    Scenario { ready: true, ..scenario(name, ONE, any(n), elects) }
+}
+
 #[test]
-fn a_second_opening_is_what_the_code_cannot_do_yet() {
-    let rules = Rules { reopens: true, ..Rules::default() };
-    let budget = Budget { all: 2, ..any(1) };
-    let found = search(&Scenario { ready: true, rules, ..scenario("a second opening", ONE, budget, true) });
-    let wrong = found.fault.map(|fault| fault.wrong).unwrap_or_default();
-    assert!(wrong.starts_with("it has ended, though another is wanted"), "{wrong}");
+fn a_suspended_tunnel_has_none_and_opens_another_later() {
+    let states = if large() { 3_000_000 } else { 60_000 };
+    run(&[
+        suspended(scenario("suspended and resumed", ONE, any(0), true)),
+        first(states, suspended(scenario("two at once, suspended and resumed", ONE, any(0), false))),
+        first(states, suspended(ready("suspended and resumed when Ready, a fault of any kind", 1, true))),
+        first(states, suspended(scenario("suspended and resumed, a fault of any kind", ONE, any(1), true))),
+        first(states, suspended(ready("two at once, suspended and resumed when Ready, a fault of any kind", 1, false))),
+    ]);
+}
+
+#[test]
+fn a_closed_tunnel_is_followed_by_another() {
+    let states = if large() { 3_000_000 } else { 60_000 };
+    let expiry = |s: Scenario| Scenario { rules: Rules { reopen: ReopenPolicy::OnExpiry, ..s.rules }, ..s };
+    let clock = Budget { all: 2, clock: 1, crashes: 1, leads: 1, api: 1, aws: 1, user: 1, ..Budget::default() };
+    run(&[
+        reopened(ready("closed and reopened", 0, true)),
+        first(states, reopened(ready("two at once, closed and reopened", 0, false))),
+        first(states, reopened(ready("closed and reopened when Ready, another fault", 1, true))),
+        first(states, reopened(ready("two at once, closed and reopened when Ready, another fault", 1, false))),
+        first(
+            states,
+            expiry(Scenario { budget: clock, ..ready("expired by the local clock alone, another fault", 0, true) }),
+        ),
+    ]);
+}
+
+#[test]
+fn a_changed_tunnel_is_replaced_by_one_that_is_as_the_spec_says() {
+    let states = if large() { 3_000_000 } else { 60_000 };
+    run(&[
+        recreated(scenario("recreated", ONE, any(0), true)),
+        first(states, recreated(scenario("two at once, recreated", ONE, any(0), false))),
+        first(states, recreated(ready("recreated when Ready, a fault of any kind", 1, true))),
+        first(states, recreated(scenario("recreated, a fault of any kind", ONE, any(1), true))),
+        first(states, recreated(ready("two at once, recreated when Ready, a fault of any kind", 1, false))),
+    ]);
 }
 
 /// A rule, where it is left out, and whether there is a sweep of orphans, which would clear up after it.
 struct Mutation {
     rule: &'static str,
     scenario: Scenario,
+}
+
+/// The user suspends a Ready Tunnel, and wants it back if there are two edits.
+fn suspends(s: &mut Scenario, edits: u8) {
+    (s.specs, s.ready, s.budget.edits) = (SUSPENDED, true, edits);
 }
 
 fn left_out(rule: &'static str, leave_out: fn(&mut Rules), change: fn(&mut Scenario)) -> Mutation {
@@ -215,6 +279,46 @@ fn each_rule_that_is_left_out_is_missed() {
             |s| s.budget.third_party = 1,
         ),
         left_out("nobody looks at the Secrets of a Ready Tunnel", |r| r.never_looks = true, |s| s.budget.secrets = 1),
+        left_out(
+            "another is opened without AWS's word that the one before is closed",
+            |r| (r.no_word, r.reopen) = (true, ReopenPolicy::OnExpiry),
+            |s| (s.ready, s.budget.clock) = (true, 1),
+        ),
+        left_out(
+            "the claim is taken for that of the tunnel that has ended",
+            |r| (r.settled, r.reopen) = (true, ReopenPolicy::Always),
+            |s| (s.ready, s.budget.third_party, s.budget.crashes) = (true, 1, 1),
+        ),
+        left_out("a tunnel is closed while its Tunnel is Ready", |r| r.closes_ready = true, |s| suspends(s, 1)),
+        left_out(
+            "there is a way back from a close",
+            |r| r.way_back = true,
+            |s| {
+                suspends(s, 2);
+                (s.budget.aws, s.budget.crashes) = (1, 1);
+            },
+        ),
+        left_out(
+            "a tunnel is closed for suspend before it is named",
+            |r| r.closes_unnamed = true,
+            |s| {
+                suspends(s, 2);
+                (s.ready, s.budget.crashes) = (false, 1);
+            },
+        ),
+        left_out(
+            "a Tunnel is said to be suspended without a search",
+            |r| r.no_search = true,
+            |s| {
+                suspends(s, 1);
+                (s.ready, s.budget.crashes) = (false, 1);
+            },
+        ),
+        left_out(
+            "the present spec is recorded, not what a tunnel was opened with",
+            |r| (r.forgets_request, r.recreate) = (true, true),
+            |s| (s.specs, s.budget.edits) = (CHANGED, 1),
+        ),
     ];
     let mut missed = Vec::new();
     for Mutation { rule, scenario } in mutations {

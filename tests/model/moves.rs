@@ -3,7 +3,7 @@
 pub mod effects;
 mod secrets;
 
-use crate::operator::{self, Specs};
+use crate::operator;
 use crate::rules::Rules;
 use crate::world::*;
 use opentunnel_api::Reason;
@@ -24,6 +24,8 @@ pub enum Fault {
     Lost,
     /// Carried out, and answered by a conflict, as a repeated request is.
     Conflict,
+    /// Not a request to the API server: AWS does not say whether it has written a tag.
+    Untagged,
 }
 
 /// A world after a move, what moved, and what is wrong with it.
@@ -31,6 +33,14 @@ pub struct Next {
     pub label: String,
     pub world: World,
     pub wrong: Option<&'static str>,
+}
+
+/// What a step has asked for that can go wrong.
+pub struct Asked {
+    /// A request to the API server.
+    pub wrote: bool,
+    /// A tag.
+    pub tagged: bool,
 }
 
 /// The effect of a step.
@@ -47,8 +57,8 @@ struct Effect<'a> {
 }
 
 /// A step of operator `i`, which may begin a reconcile. `None`: there is nothing that it could do.
-/// Whether it made a request that can go wrong.
-pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<Fault>) -> Option<(Next, bool)> {
+/// What it has asked for.
+pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<Fault>) -> Option<(Next, Asked)> {
     let operator = &world.operators[i];
     if world.calls.iter().any(|c| c.by == Some(i as u8)) {
         return None;
@@ -74,7 +84,14 @@ pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<
     let shown = shown(&reconcile, &memory, rules);
     let view = operator::view(world, &shown, wiped, specs, rules);
     let facts = operator::facts(world, i, &shown, &view, &memory, rules);
-    let step = decide(&view, &facts, &memory, standing, &limits, now);
+    let mut step = decide(&view, &facts, &memory, standing, &limits, now);
+    let tagged = matches!(step, Step::Mark { .. });
+    if tagged && fault != Some(Fault::Untagged) {
+        // Nobody else sees the tag, so what follows comes at once.
+        memory.learn(&step, &Outcome::Tagged(Ok(())), &view.object, &limits, now);
+        step = decide(&view, &facts, &memory, standing, &limits, now);
+        assert!(!matches!(step, Step::Mark { .. }), "a tunnel is tagged again and again");
+    }
     if standing == Standing::Finishes && operator.reconcile.is_none() && matches!(step, Step::Wait(_)) {
         return None;
     }
@@ -109,12 +126,12 @@ pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<
     if ended {
         put_back(operator);
     }
-    Some((Next { label, world, wrong }, wrote))
+    Some((Next { label, world, wrong }, Asked { wrote, tagged }))
 }
 
 /// What the product remembers, where a rule is left out.
 fn without(memory: Memory, reconcile: &Reconcile, rules: &Rules) -> Memory {
-    if !rules.no_late_rotation && !rules.no_identity {
+    if !rules.no_late_rotation && !rules.no_identity && !rules.no_word {
         return memory;
     }
     let mut content = memory.into_inner();
@@ -125,6 +142,10 @@ fn without(memory: Memory, reconcile: &Reconcile, rules: &Rules) -> Memory {
         let known = |t: &TunnelRef, content: &opentunnel_operator::memory::Remembered| content.owned.contains(t);
         let named = reconcile.view.tunnel.map(operator::tunnel).filter(|t| !known(t, &content));
         content.owned.extend(named);
+    }
+    if rules.no_word && reconcile.view.closed {
+        let id = reconcile.view.tunnel.map(|n| operator::tunnel(n).id);
+        content.ending.closed.extend(id);
     }
     Memory::restore(content)
 }
@@ -156,7 +177,8 @@ pub fn put_back(operator: &mut Operator) {
         operator.surplus.push((memory.uid, *attempt, data.tunnel));
     }
     operator.memory = operator.watched.as_ref().map(|w| Mem::new(w.uid, operator.live));
-    (operator.search, operator.searching, operator.described) = (None, false, None);
+    (operator.search, operator.searching) = (None, false);
+    (operator.describing, operator.described) = (None, None);
 }
 
 /// A call of operator `i` has ended, with this outcome.

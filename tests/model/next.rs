@@ -2,7 +2,7 @@
 
 use crate::calls::calls;
 use crate::moves::{Fault, Next, step, told};
-use crate::operator::{self, Specs};
+use crate::operator;
 use crate::rules::Rules;
 use crate::users::users;
 use crate::world::*;
@@ -14,10 +14,15 @@ use std::time::Duration;
 pub fn all(world: &World, rules: &Rules, specs: Specs) -> Vec<Next> {
     let mut out = Out::default();
     for i in 0..2 {
-        if let Some((done, wrote)) = step(world, i, rules, specs, None) {
+        if let Some((done, asked)) = step(world, i, rules, specs, None) {
             out.next.push(done);
             let mut faulty = world.clone();
-            if wrote && spend(&mut faulty, |left| &mut left.api) {
+            if asked.tagged && spend(&mut faulty, |left| &mut left.aws) {
+                let given_up = step(&faulty, i, rules, specs, Some(Fault::Untagged));
+                out.next.extend(given_up.map(|(next, _)| next));
+            }
+            let mut faulty = world.clone();
+            if asked.wrote && spend(&mut faulty, |left| &mut left.api) {
                 let faults = [Fault::Refused, Fault::Lost, Fault::Conflict];
                 let step = |fault| step(&faulty, i, rules, specs, Some(fault)).map(|(next, _)| next);
                 out.next.extend(faults.into_iter().filter_map(step));
@@ -128,13 +133,15 @@ fn own(world: &World, i: usize, rules: &Rules, specs: Specs, out: &mut Out) {
             |w| {
                 (w.leader, w.leads_for) = (Some(Some(i as u8)), 0);
                 let operator = &mut w.operators[i];
-                (operator.search, operator.searching, operator.described) = (None, false, None);
+                (operator.search, operator.searching) = (None, false);
+                (operator.describing, operator.described) = (None, None);
                 operator.memory.iter_mut().for_each(|memory| memory.first_seen = memory.first_seen.max(1));
             },
         );
     }
     if operator.searching
         && world.leads(i)
+        && !world.away
         && let Some(watched) = &operator.watched
     {
         let own = |t: &&Tunnel| t.open && !t.untagged && t.uid == watched.uid;
@@ -153,14 +160,28 @@ fn own(world: &World, i: usize, rules: &Rules, specs: Specs, out: &mut Out) {
         let named = world.tunnels.iter().find(|t| t.id == id);
         let open = named.is_some_and(|t| t.open);
         let now = if open { Life::Open } else { Life::Closed };
-        let news = operator.described.is_none_or(|(told, life, age)| (told, life) != (id, now) || (open && age > 0));
-        if news && world.leads(i) && (!open || (world.lifetime_over && !late)) {
+        let expired = operator.memory.as_ref().and_then(|memory| memory.expired);
+        let asks = |age: Age| open && expired.is_none_or(|since| age > since);
+        let news = operator.described.is_none_or(|(told, life, age)| (told, life) != (id, now) || asks(age));
+        if news && world.leads(i) && !world.away && (!open || (world.lifetime_over && !late)) {
             out.push(
                 world,
                 || format!("operator {i}: AWS tells that tunnel {id} is {now:?}"),
                 |w| w.operators[i].described = Some((id, now, 0)),
             );
         }
+    }
+    if let Some(id) = operator.describing
+        && world.leads(i)
+        && !world.away
+    {
+        let open = world.tunnels.iter().any(|t| t.id == id && t.open);
+        let life = if open { Life::Open } else { Life::Closed };
+        out.push(
+            world,
+            || format!("operator {i}: AWS tells of the ended tunnel {id}: {life:?}"),
+            |w| (w.operators[i].describing, w.operators[i].described) = (None, Some((id, life, 0))),
+        );
     }
     let Some(&(uid, attempt, tunnel)) = operator.surplus.first() else { return };
     let claimant = world.current(uid).map(|o| operator::object(world, o, specs, rules).claimant());
@@ -212,6 +233,7 @@ fn faults(world: &World, i: usize, out: &mut Out) {
     let mut faulty = world.clone();
     if let Some(id) = named.filter(new)
         && world.leads(i)
+        && !world.away
         && spend(&mut faulty, |left| &mut left.lag)
     {
         out.push(
@@ -303,6 +325,14 @@ fn time(world: &World, out: &mut Out) {
     let overdue = |c: &&Call| c.result.is_none() && c.age >= CALL_LIVES;
     if !world.calls.iter().any(|c| overdue(&c)) {
         out.push(world, || "time passes".into(), World::tick);
+        let mut after = world.clone();
+        after.objects().for_each(|o| o.pause = false);
+        if after != *world {
+            out.push(&after, || "the pause before another opening is over".into(), |_| {});
+        }
+        if world.away {
+            out.push(world, || "AWS can be asked again".into(), |w| w.away = false);
+        }
     } else if world.calls.iter().filter(overdue).all(|c| matches!(c.of, CallOf::Open { .. }))
         && spend(&mut faulty, |left| &mut left.late)
     {

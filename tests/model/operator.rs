@@ -3,19 +3,21 @@
 use crate::rules::Rules;
 use crate::world::*;
 use jiff::{SignedDuration, Timestamp};
-use opentunnel_api::{ClientMode, DeletionPolicy, SecretStatus, TunnelState};
+use opentunnel_api::{ClientMode, DeletionPolicy, Reopen, SecretStatus, TunnelState, UpdatePolicy};
 use opentunnel_operator::clock::{Mono, Now};
 use opentunnel_operator::facts::{Facts, Limits, Turns, View};
 use opentunnel_operator::memory::{
-    self, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Trial,
+    self, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Tending, Trial,
 };
 use opentunnel_operator::pacer::Turn;
 use opentunnel_operator::read::{self, Key, SecretSpec, Spec};
-use opentunnel_operator::record::{Record, RecordedTunnel};
+use opentunnel_operator::record::{Connections, Record, RecordedTunnel};
 use opentunnel_operator::secrets::{self, FoundSecret, SecretFacts};
 use opentunnel_operator::tunnels::{
-    self, Attempt, Described, Found, InAccount, OpenRequest, Owner, Search, Side, Token, Tokens, TunnelId, TunnelRef,
+    self, Attempt, CallError, CallErrorKind, Described, Found, InAccount, OpenRequest, Owner, Search, Side, Tags,
+    Token, Tokens, TunnelId, TunnelRef,
 };
+use std::sync::LazyLock;
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_secs(6);
@@ -27,9 +29,6 @@ const CREATED: i64 = 1_000_000;
 const OPENED: i64 = CREATED + 1_800;
 /// A new lifetime after the first.
 const LATER: i64 = 13 * 3600;
-
-/// A name of a Secret and its mode, for each version of the spec.
-pub type Specs = &'static [&'static [(u8, ClientMode)]];
 
 pub fn limits(rules: &Rules) -> Limits {
     let grace = if rules.no_grace { Duration::ZERO } else { Duration::from_secs(30) };
@@ -84,6 +83,28 @@ pub fn owner(uid: u8, n: u8) -> Owner {
     Owner { cluster: String::new(), namespace: String::new(), uid: uid.to_string(), attempt: attempt(n) }
 }
 
+/// Arguments of OpenTunnel.
+fn request(n: u8) -> OpenRequest {
+    let description = (n > 0).then(|| n.to_string());
+    OpenRequest { description, destination: None, tags: Vec::new(), lifetime_minutes: None }
+}
+
+/// Which they are.
+pub fn request_number(request: &OpenRequest) -> u8 {
+    request.description.as_deref().map_or(0, number)
+}
+
+/// The digests of all that there are.
+static REQUESTS: LazyLock<[String; 2]> = LazyLock::new(|| [request(0).digest(), request(1).digest()]);
+
+fn request_digest(n: u8) -> String {
+    REQUESTS[usize::from(n)].clone()
+}
+
+fn request_of(digest: &str) -> Option<u8> {
+    REQUESTS.iter().position(|known| known == digest).and_then(|n| u8::try_from(n).ok())
+}
+
 /// What stands for the SHA-256 of a Secret's data.
 fn digest(data: Data) -> String {
     format!("{} {} {}", data.tunnel, data.source, data.destination)
@@ -107,8 +128,17 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
             opened_at: opened_at - hour,
             expires_at: opened_at + LIFETIME,
             closed_at: None,
+            end_reason: object
+                .end
+                .filter(|_| object.closed || !rules.way_back || specs[usize::from(object.spec)].suspend),
+            // The rule is left out by what the decision is told.
+            attempt: if rules.settled && object.closed { object.claim.map(|(_, n)| n) } else { object.attempt }
+                .map(attempt),
+            opened_with: object.opened_with.filter(|_| rules.recreate).map(request_digest),
         }
     });
+    let spec = &specs[usize::from(object.spec)];
+    let pause = || Reopen { count: 1, not_before: Some(now(world.lifetime_over).wall + SignedDuration::from_mins(1)) };
     let status = |(name, data): &(u8, Data)| SecretStatus { name: name.to_string(), sha256: digest(*data) };
     let secret =
         |(name, mode): &(u8, ClientMode)| SecretSpec { name: name.to_string(), mode: *mode, ..SecretSpec::default() };
@@ -120,10 +150,13 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
         deleted_at: object.deleted.then(|| now(world.lifetime_over).wall),
         other_finalizers: Vec::new(),
         spec: Spec {
-            request: OpenRequest { description: None, destination: None, tags: Vec::new(), lifetime_minutes: None },
+            request: request(spec.request),
             lifetime: LIFETIME,
-            secrets: specs[usize::from(object.spec)].iter().map(secret).collect(),
+            secrets: spec.secrets.iter().map(secret).collect(),
+            update_policy: if rules.recreate { UpdatePolicy::Recreate } else { UpdatePolicy::Immutable },
             deletion_policy: if rules.retain { DeletionPolicy::Retain } else { DeletionPolicy::Close },
+            reopen_policy: rules.reopen,
+            suspend: spec.suspend,
         },
         record: Record {
             finalizer: object.finalizer,
@@ -133,8 +166,13 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
             secrets: object.kept.as_ref().map(|kept| kept.iter().map(status).collect()),
             reported: object.reported,
             observed_generation: object.observed.map(i64::from),
+            tag_keys: Vec::new(),
+            handled_rotate_at: None,
+            reopen: object.pause.then(pause),
+            connections: Connections::default(),
         },
         conditions: Vec::new(),
+        rotate: None,
     }
 }
 
@@ -144,6 +182,10 @@ pub fn take(object: &mut Object, record: &Record) {
     object.tunnel = tunnel.map(|t| number(&t.reference.id.0));
     object.opened_late = tunnel.is_some_and(|t| t.opened_at > wall(OPENED + 3600));
     object.closed = tunnel.is_some_and(|t| t.state == TunnelState::Closed);
+    object.end = tunnel.and_then(|t| t.end_reason);
+    object.attempt = tunnel.and_then(|t| t.attempt.as_ref()).map(|attempt| number(&attempt.0));
+    object.opened_with = tunnel.and_then(|t| t.opened_with.as_deref()).and_then(request_of);
+    object.pause = record.reopen.as_ref().is_some_and(|reopen| reopen.not_before.is_some());
     object.generation = small(record.token_generation);
     let kept = |secret: &SecretStatus| (number(&secret.name), data(&secret.sha256));
     object.kept = record.secrets.as_ref().map(|secrets| secrets.iter().map(kept).collect());
@@ -163,7 +205,9 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
     let found = |id: &u8| {
         let t = world.tunnels.iter().find(|t| t.id == *id);
         let owner = owner(reconcile.view.uid, t.map_or(0, |t| t.attempt));
-        Found { tunnel: tunnel(*id), owner, created_at: opened_at(world, *id, t.is_some_and(|t| t.late)) }
+        let created_at = opened_at(world, *id, t.is_some_and(|t| t.late));
+        let opened_with = t.filter(|_| rules.recreate).map(|t| request_digest(t.request));
+        Found { tunnel: tunnel(*id), owner, created_at, opened_with }
     };
     let search = operator.search.as_ref();
     let mut search = search.map(|(age, ids)| Search { started: at(*age), found: ids.iter().map(found).collect() });
@@ -173,7 +217,8 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
     let described = operator.described.filter(|(id, ..)| Some(*id) == reconcile.view.tunnel).map(|(id, life, age)| {
         let created_at = opened_at(world, id, reconcile.view.opened_late);
         // Closed in time, or by the end of its lifetime.
-        let closed_at = if world.lifetime_over { created_at + LIFETIME } else { now(false).wall };
+        let late = reconcile.view.opened_late;
+        let closed_at = if world.lifetime_over && !late { created_at + LIFETIME } else { now(late).wall };
         let life = match life {
             Life::Open => tunnels::Life::Open {
                 created_at: view.object.record.tunnel.as_ref().map_or(created_at, |t| t.opened_at),
@@ -181,7 +226,7 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
             Life::Closed => tunnels::Life::Closed { created_at, closed_at },
             Life::NotFound => tunnels::Life::NotFound,
         };
-        Described { life, asked: at(age) }
+        Described { life, asked: at(age), details: None }
     });
     let fresh = if rules.counted_attempts {
         reconcile.view.claim.map_or(1, |(_, attempt)| attempt + 1)
@@ -194,10 +239,12 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
         search,
         in_account: InAccount::Yes,
         described: described.map(|d| (tunnel(reconcile.view.tunnel.unwrap_or_default()).id, d)).into_iter().collect(),
-        reads_fail: None,
+        reads_fail: world.away.then(|| CallError { kind: CallErrorKind::Doubt, message: String::new() }),
         turns: Turns::all(Turn::Granted),
         gate: None,
         trouble: operator.memory.as_ref().filter(|m| m.trouble).map(|_| String::new()),
+        tags: Tags::new(),
+        takes_secrets: true,
     }
 }
 
@@ -210,6 +257,10 @@ fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rul
         let answer = memory.answer.as_ref().zip(wanted);
         let found = all[usize::from(number(&name))].as_ref().map(|secret| FoundSecret {
             controller: if rules.foreign_is_ours { Some(uid) } else { secret.owner }.map(|uid| uid.to_string()),
+            leftover: false,
+            predecessor: false,
+            holder: String::new(),
+            editors: None,
             terminating: false,
             generation: secret.generation.into(),
             sha256: digest(secret.data),
@@ -255,6 +306,7 @@ impl Mem {
             generation: generation.into(),
             mode,
             others_live,
+            handles: None,
             stage: match stage {
                 Stage::Claimed => RotationStage::Claimed,
                 Stage::Doubt(age) => RotationStage::Doubt(at(age)),
@@ -269,6 +321,7 @@ impl Mem {
             },
             tunnel: tunnel(a.data.tunnel),
             tokens: tokens(a.data),
+            opened_with: matches!(a.of, AnswerOf::Open(_)).then(|| (Tags::new(), request_digest(a.request))),
             at: at(a.age),
             wall: opened_at(world, a.data.tunnel, a.late),
             written: Vec::new(),
@@ -288,12 +341,18 @@ impl Mem {
                 claim: self.claim.map(|(n, age)| (attempt(n), at(age))),
                 attempt: self.attempt.map(attempt),
                 doubt: self.open_doubt.map(at),
+                since: self.opens.map(at),
             },
             rotating: Rotating {
                 unfinished: self.unfinished.map(|(generation, age)| (generation.into(), at(age))),
                 own: self.rotation.map(rotation),
                 late: self.late_rotation.map(i64::from),
+                // That a tag was written is not kept: it would be written once more, which changes nothing.
+                marked: None,
+                // Nothing in this world changes Secrets so often that a rotation has to wait.
+                redone: None,
             },
+            tending: Tending::default(),
             ending: Ending {
                 down: self.deleting.map(at),
                 expired: self.expired.map(at),
@@ -328,6 +387,7 @@ impl Mem {
                 memory::AnswerOf::Secrets(generation) => AnswerOf::Secrets(small(*generation)),
             },
             data: data_of(&a),
+            request: a.opened_with.as_ref().and_then(|(_, digest)| request_of(digest)).unwrap_or_default(),
             late: a.wall > wall(OPENED + 3600),
             age: age(a.at),
         };
@@ -339,6 +399,7 @@ impl Mem {
             claim: real.opening.claim.map(|(n, seen)| (number(&n.0), age(seen))),
             attempt: real.opening.attempt.map(|n| number(&n.0)),
             open_doubt: real.opening.doubt.map(age),
+            opens: real.opening.since.map(age),
             unfinished: real.rotating.unfinished.map(|(generation, since)| (small(generation), age(since))),
             rotation: real.rotating.own.map(rotation),
             answer: real.answer.map(answer),

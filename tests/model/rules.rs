@@ -1,13 +1,17 @@
 //! Rules of the protocol, each of which can be left out: by what `decide` is told, or by what becomes of its
 //! decision. The product has no hook for it.
 
+use opentunnel_api::ReopenPolicy;
+
 /// A rule that is left out.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Not a mutation: `deletionPolicy: Retain`.
     pub retain: bool,
-    /// Not a mutation: when its tunnel has ended, the Tunnel is to open another.
-    pub reopens: bool,
+    /// Not a mutation: `reopenPolicy`.
+    pub reopen: ReopenPolicy,
+    /// Not a mutation: `updatePolicy: Recreate`.
+    pub recreate: bool,
     /// The claim is not written, only remembered.
     pub no_claim: bool,
     /// Writes are not conditioned by the resourceVersion.
@@ -42,4 +46,16 @@ pub struct Rules {
     pub keeps_secrets: bool,
     /// What happens to its Secrets is noticed never.
     pub never_looks: bool,
+    /// Another tunnel is opened without AWS's word that the one before is closed.
+    pub no_word: bool,
+    /// The claim is taken for that of the tunnel that has ended.
+    pub settled: bool,
+    /// A tunnel is closed for a change of the spec while the Tunnel is Ready.
+    pub closes_ready: bool,
+    /// A close that has begun is forgotten when the spec wants a tunnel again.
+    pub way_back: bool,
+    /// A tunnel is closed for `suspend` before the status names it.
+    pub closes_unnamed: bool,
+    /// What is recorded is the present spec, not what the tunnel was opened with.
+    pub forgets_request: bool,
 }

@@ -5,9 +5,8 @@
 use crate::check;
 use crate::moves::TELLS;
 use crate::next::{all, calm};
-use crate::operator::Specs;
 use crate::rules::Rules;
-use crate::world::{Budget, World};
+use crate::world::{Budget, Specs, World};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};

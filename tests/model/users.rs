@@ -1,12 +1,16 @@
 //! What users and others do to the Tunnel, its Secrets and its tunnel.
 
 use crate::next::{Out, spend};
-use crate::operator::Specs;
 use crate::world::*;
 use opentunnel_api::ClientMode;
 
 /// Users, and a third party.
 pub fn users(world: &World, specs: Specs, out: &mut Out) {
+    if let Some(object) = world.object.as_ref().filter(|_| world.left.edits > 0) {
+        let mut w = world.clone();
+        w.left.edits -= 1;
+        edit(&w, object, specs, out);
+    }
     let mut w = world.clone();
     if spend(&mut w, |left| &mut left.user) {
         match &world.object {
@@ -16,14 +20,14 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
                         &w,
                         || "the user replaces the Tunnel: claim and finalizer are wiped".into(),
                         |w| {
-                            w.may_double |= object.tunnel.is_none();
+                            w.may_double |= object.tunnel.is_none() || object.closed;
                             change(w, |o| (o.claim, o.finalizer) = (None, false));
                         },
                     );
                 }
                 out.push(&w, || "the user deletes the Tunnel".into(), |w| change(w, |o| o.deleted = true));
-                if usize::from(object.spec) + 1 < specs.len() {
-                    out.push(&w, || "the user edits the spec".into(), |w| change(w, |o| o.spec += 1));
+                if world.left.edits == 0 {
+                    edit(&w, object, specs, out);
                 }
             }
             None => {
@@ -50,10 +54,21 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
                 w.last.tunnel += 1;
                 let (id, source, destination) = (w.last.tunnel, w.next_token(), w.next_token());
                 let (uid, attempt, age) = (0, 0, OLD);
-                let (open, untagged, late) = (true, false, w.lifetime_over);
-                w.tunnels.push(Tunnel { id, uid, attempt, open, untagged, late, age, source, destination });
-                change(w, |o| (o.tunnel, o.opened_late, o.closed) = (Some(id), late, false));
+                let (open, untagged, late, request) = (true, false, w.lifetime_over, 0);
+                w.tunnels.push(Tunnel { id, uid, attempt, open, untagged, late, request, age, source, destination });
+                change(w, |o| {
+                    (o.tunnel, o.opened_late, o.closed) = (Some(id), late, false);
+                    (o.end, o.attempt, o.opened_with, o.pause) = (None, None, None, false);
+                });
             },
+        );
+    }
+    let mut w = world.clone();
+    if !world.lifetime_over && world.tunnels.iter().any(|t| t.open) && spend(&mut w, |left| &mut left.clock) {
+        out.push(
+            &w,
+            || "AWS cannot be asked, and by the local clocks alone the lifetime is over".into(),
+            |w| (w.lifetime_over, w.away, w.may_end) = (true, true, true),
         );
     }
     let mut w = world.clone();
@@ -75,6 +90,11 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
     }
 }
 
+fn edit(world: &World, object: &Object, specs: Specs, out: &mut Out) {
+    let Some(next) = specs.get(usize::from(object.spec) + 1) else { return };
+    out.push(world, || format!("the user edits the spec: {next:?}"), |w| change(w, |o| o.spec += 1));
+}
+
 fn change(world: &mut World, change: impl FnOnce(&mut Object)) {
     let version = world.next_version();
     let Some(object) = &mut world.object else { return };
@@ -91,7 +111,7 @@ fn change(world: &mut World, change: impl FnOnce(&mut Object)) {
 
 fn secrets(world: &World, specs: Specs, out: &mut Out) {
     let uid = world.object.as_ref().map(|o| o.uid);
-    let used = specs.iter().flat_map(|spec| spec.iter()).map(|(name, _)| usize::from(*name)).max().unwrap_or_default();
+    let used = specs.iter().flat_map(|spec| spec.secrets).map(|(name, _)| usize::from(*name)).max().unwrap_or_default();
     for name in 0..=used {
         let edit = |out: &mut Out, what: &str, f: &dyn Fn(Option<Secret>, u8) -> Option<Secret>| {
             out.push(

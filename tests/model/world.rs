@@ -7,6 +7,25 @@ use opentunnel_operator::clock::Mono;
 use opentunnel_operator::facts::Standing;
 use std::time::Duration;
 
+/// What the user wants, one version of the spec after the other.
+pub type Specs = &'static [Spec];
+
+/// A version of the spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// A name of a Secret and its mode, for each.
+    pub secrets: &'static [(u8, ClientMode)],
+    /// Which arguments OpenTunnel gets.
+    pub request: u8,
+    pub suspend: bool,
+}
+
+impl Spec {
+    pub const fn of(secrets: &'static [(u8, ClientMode)]) -> Self {
+        Self { secrets, request: 0, suspend: false }
+    }
+}
+
 /// Ticks of 6 s: longer than a claim may be acted on (5 s) and than what is reported only after 5 s.
 pub type Age = u8;
 /// Longer than every limit: what is older is as old as this.
@@ -37,6 +56,8 @@ pub struct World {
     pub leads_for: Age,
     /// The lifetime of all that was open is over.
     pub lifetime_over: bool,
+    /// AWS's reads fail.
+    pub away: bool,
     /// A third party closed a tunnel, or its lifetime ran out: the Tunnel may end.
     pub may_end: bool,
     /// Somebody has written another's tunnel into the status.
@@ -71,6 +92,10 @@ pub struct Budget {
     pub forge: u8,
     /// AWS does not know yet a tunnel that was opened a moment ago.
     pub lag: u8,
+    /// By the local clocks the lifetime is over, while AWS cannot be asked: it has not closed anything.
+    pub clock: u8,
+    /// The user edits the spec, beside all that goes wrong.
+    pub edits: u8,
 }
 
 /// The Tunnel.
@@ -88,6 +113,14 @@ pub struct Object {
     /// The tunnel was opened after the first lifetime was over.
     pub opened_late: bool,
     pub closed: bool,
+    /// Why it is closed, or is being closed.
+    pub end: Option<Reason>,
+    /// The attempt that opened it.
+    pub attempt: Option<u8>,
+    /// The arguments that it was opened with.
+    pub opened_with: Option<u8>,
+    /// Another is to be opened, but not yet.
+    pub pause: bool,
     pub generation: u8,
     /// Names and data of the Secrets when it last was Ready.
     pub kept: Option<Vec<(u8, Data)>>,
@@ -142,6 +175,8 @@ pub struct Tunnel {
     /// The owner tag was taken off.
     pub untagged: bool,
     pub late: bool,
+    /// The arguments that it was opened with.
+    pub request: u8,
     /// How long ago it was opened; `OLD` where that does not matter.
     pub age: Age,
     pub source: u8,
@@ -166,6 +201,7 @@ pub enum CallOf {
     Open {
         uid: u8,
         attempt: u8,
+        request: u8,
     },
     Rotate {
         tunnel: u8,
@@ -217,6 +253,8 @@ pub struct Operator {
     pub reconcile: Option<Reconcile>,
     pub searching: bool,
     pub search: Option<(Age, Vec<u8>)>,
+    /// An ended tunnel that AWS is asked about.
+    pub describing: Option<u8>,
     /// A tunnel, what AWS told of it, and when.
     pub described: Option<(u8, Life, Age)>,
     /// Surplus tunnels: UID, attempt and tunnel.
@@ -250,6 +288,8 @@ pub struct Mem {
     pub claim: Option<(u8, Age)>,
     pub attempt: Option<u8>,
     pub open_doubt: Option<Age>,
+    /// Since when a tunnel is to be opened.
+    pub opens: Option<Age>,
     pub unfinished: Option<(u8, Age)>,
     pub rotation: Option<(u8, ClientMode, bool, Stage)>,
     pub answer: Option<Answer>,
@@ -276,6 +316,8 @@ pub enum Stage {
 pub struct Answer {
     pub of: AnswerOf,
     pub data: Data,
+    /// The arguments of OpenTunnel.
+    pub request: u8,
     pub late: bool,
     pub age: Age,
 }
@@ -301,6 +343,7 @@ impl World {
             leader: elects.then_some(Some(0)),
             leads_for: OLD,
             lifetime_over: false,
+            away: false,
             may_end: false,
             forged: false,
             may_double: false,
@@ -323,6 +366,10 @@ impl World {
             tunnel: None,
             opened_late: false,
             closed: false,
+            end: None,
+            attempt: None,
+            opened_with: None,
+            pause: false,
             generation: 0,
             kept: None,
             reported: None,
@@ -347,6 +394,16 @@ impl World {
     /// The Tunnel of that UID, as it is.
     pub fn current(&self, uid: u8) -> Option<&Object> {
         self.object.as_ref().filter(|o| o.uid == uid)
+    }
+
+    /// The Tunnel, as it is and as each has it.
+    pub fn objects(&mut self) -> impl Iterator<Item = &mut Object> {
+        let seen = self.operators.iter_mut().flat_map(|operator| {
+            let written = operator.memory.as_mut().and_then(|m| m.written.as_mut());
+            let view = operator.reconcile.as_mut().map(|r| &mut r.view);
+            operator.watched.iter_mut().chain(written).chain(view)
+        });
+        self.object.iter_mut().chain(seen)
     }
 
     /// Whether an operator leads.
@@ -385,7 +442,8 @@ impl World {
             m.unfinished.iter_mut().for_each(|(_, age)| old(age));
             m.failure.iter_mut().for_each(|(_, age, _)| old(age));
             m.answer.iter_mut().for_each(|a| old(&mut a.age));
-            [&mut m.open_doubt, &mut m.trial, &mut m.deleting, &mut m.expired].into_iter().flatten().for_each(old);
+            let others = [&mut m.open_doubt, &mut m.opens, &mut m.trial, &mut m.deleting, &mut m.expired];
+            others.into_iter().flatten().for_each(old);
             if let Some((.., Stage::Doubt(age))) = &mut m.rotation {
                 old(age);
             }

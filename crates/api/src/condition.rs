@@ -63,6 +63,8 @@ pub enum Reason {
     AwsUnavailable,
     /// New tokens are being made.
     Rotating,
+    /// The tunnel is closed because the spec changed, and a new one is opened.
+    Recreating,
     /// The tunnel is being closed.
     Closing,
     /// AWS refuses the credentials or their rights.
@@ -71,29 +73,36 @@ pub enum Reason {
     InvalidRequest,
     /// A Secret of a wanted name belongs to somebody else.
     SecretConflict,
+    /// What the operator writes into a Secret does not stay.
+    SecretModified,
     /// The tunnel is in another account or region than the operator's.
     WrongAccount,
     /// Ended: the lifetime ran out.
     Expired,
     /// Ended: closed by somebody else.
     Closed,
+    /// Ended: closed because of `spec.suspend`.
+    Suspended,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Open,
         Self::Opening,
         Self::LimitExceeded,
         Self::AwsUnavailable,
         Self::Rotating,
+        Self::Recreating,
         Self::Closing,
         Self::AccessDenied,
         Self::InvalidRequest,
         Self::SecretConflict,
+        Self::SecretModified,
         Self::WrongAccount,
         Self::Expired,
         Self::Closed,
+        Self::Suspended,
     ];
 
     /// The reason that a condition's text names.
@@ -103,12 +112,13 @@ impl Reason {
 
     /// Nothing more follows: the main condition is `Ended`, not `Ready`.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Expired | Self::Closed)
+        matches!(self, Self::Expired | Self::Closed | Self::Suspended)
     }
 
     /// A person has to do something: the condition `Stalled` stands beside.
     pub fn is_stalled(self) -> bool {
-        matches!(self, Self::AccessDenied | Self::InvalidRequest | Self::SecretConflict | Self::WrongAccount)
+        use Reason::{AccessDenied, InvalidRequest, SecretConflict, SecretModified, WrongAccount};
+        matches!(self, AccessDenied | InvalidRequest | SecretConflict | SecretModified | WrongAccount)
     }
 }
 

@@ -22,6 +22,13 @@ pub const FINALIZER: &str = "opentunnel.dev/close-tunnel";
 pub const OPENING_ANNOTATION: &str = "opentunnel.dev/opening";
 /// Tag of an AWS tunnel that says whose it is: `<cluster id>/<namespace>/<metadata.uid>/<attempt>`.
 pub const OWNER_TAG: &str = "opentunnel.dev/owner";
+/// Tag of an AWS tunnel: the generation of its newest tokens. It is sent with OpenTunnel and written before each
+/// RotateTunnelAccessToken, so that AWS remembers what an etcd that was restored has forgotten.
+pub const GENERATION_TAG: &str = "opentunnel.dev/generation";
+/// Annotation of a Tunnel: any new text asks for new tokens, once.
+pub const ROTATE_AT_ANNOTATION: &str = "opentunnel.dev/rotate-at";
+/// Annotation of a Tunnel: which side [`ROTATE_AT_ANNOTATION`] is about, `SOURCE`, `DESTINATION` or `ALL` (the default).
+pub const ROTATE_CLIENT_MODE_ANNOTATION: &str = "opentunnel.dev/rotate-client-mode";
 /// The prefix of all names that are the operator's: tag keys, labels and annotations.
 pub const PREFIX: &str = "opentunnel.dev/";
 /// The operator's name: field manager, reporting controller, and the value of [`secret::MANAGED_BY_LABEL`].
@@ -69,6 +76,18 @@ pub const DEFAULT_LIFETIME_MINUTES: i32 = 720;
         json_path = ".spec.destination.services",
         priority = 1
     ),
+    printcolumn(
+        name = "Source",
+        type_ = "string",
+        json_path = ".status.sourceConnection.status",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Destination",
+        type_ = "string",
+        json_path = ".status.destinationConnection.status",
+        priority = 1
+    ),
     validation = Rule::new("has(self.spec.secrets) || self.metadata.name.size() <= 246").message(
         "metadata.name may have at most 246 characters, because the default Secret is called <name>-tokens: shorten the name, or name the Secrets in spec.secrets"
     )
@@ -77,7 +96,6 @@ pub const DEFAULT_LIFETIME_MINUTES: i32 = 720;
 #[x_kube(
     validation = immutable("description", "has(self.description) == has(oldSelf.description) && (!has(self.description) || self.description == oldSelf.description)"),
     validation = immutable("destination", "has(self.destination) == has(oldSelf.destination) && (!has(self.destination) || self.destination == oldSelf.destination)"),
-    validation = immutable("tags", "has(self.tags) == has(oldSelf.tags) && (!has(self.tags) || self.tags == oldSelf.tags)"),
     validation = immutable("timeout", "(has(self.timeout) && has(self.timeout.maxLifetimeTimeoutMinutes) ? self.timeout.maxLifetimeTimeoutMinutes : 720) == (has(oldSelf.timeout) && has(oldSelf.timeout.maxLifetimeTimeoutMinutes) ? oldSelf.timeout.maxLifetimeTimeoutMinutes : 720)"),
 )]
 pub struct TunnelSpec {
@@ -104,16 +122,25 @@ pub struct TunnelSpec {
     #[schemars(length(min = 1, max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub secrets: Option<Vec<TokenSecret>>,
+    /// What becomes of a change of description, destination or timeout, which AWS cannot change on an open tunnel.
+    #[serde(default)]
+    pub update_policy: UpdatePolicy,
     /// What becomes of the AWS tunnel when the Tunnel is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// What follows when the tunnel is closed, but not by this Tunnel.
+    #[serde(default)]
+    pub reopen_policy: ReopenPolicy,
+    /// `true` closes the tunnel, `false` opens a new one.
+    #[serde(default)]
+    pub suspend: bool,
 }
 
 /// A rule that keeps `field` as it is: an argument of OpenTunnel that AWS has no call to change.
 fn immutable(field: &str, unchanged: &str) -> Rule {
-    Rule::new(unchanged)
+    Rule::new(format!("self.updatePolicy == 'Recreate' || ({unchanged})"))
         .message(Message::Message(format!(
-            "{field} cannot be changed on an open tunnel: delete the Tunnel and apply it again"
+            "AWS cannot change {field} on an open tunnel: set spec.updatePolicy to Recreate (closes this tunnel and opens a new one), or delete the Tunnel and create it again"
         )))
         .field_path(format!(".{field}"))
 }
@@ -266,6 +293,29 @@ impl ClientMode {
     }
 }
 
+/// What becomes of a change that AWS cannot make on an open tunnel.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpdatePolicy {
+    /// It is refused.
+    #[default]
+    Immutable,
+    /// The tunnel is closed, then a new one is opened.
+    Recreate,
+}
+
+/// What follows when a tunnel is closed.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReopenPolicy {
+    /// Nothing.
+    #[default]
+    Never,
+    /// A new tunnel when the lifetime of the old one ran out.
+    OnExpiry,
+    /// A new tunnel, whoever closed the old one. Where somebody keeps closing it, it is opened again after 1, 2, 4 …
+    /// 30 minutes: each opening costs money.
+    Always,
+}
+
 /// What becomes of the AWS tunnel when its Tunnel is deleted.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
@@ -300,6 +350,19 @@ pub struct TunnelStatus {
     /// When it was closed.
     #[schemars(with = "Option<Time>")]
     pub closed_at: Option<Timestamp>,
+    /// Why it was closed, or is being closed: `Expired`, `Closed`, `Suspended` or `Recreating`.
+    #[schemars(length(max = 64))]
+    pub end_reason: Option<String>,
+    /// The attempt that opened it: see the annotation `opentunnel.dev/opening`.
+    #[schemars(length(max = 128))]
+    pub attempt: Option<String>,
+    /// SHA-256 of the description, destination and timeout that it was opened with, in hexadecimal.
+    #[schemars(length(max = 64))]
+    pub opened_with: Option<String>,
+    /// Whether the source is connected.
+    pub source_connection: Option<Connection>,
+    /// Whether the destination is connected.
+    pub destination_connection: Option<Connection>,
     /// The Secrets that hold its tokens. Not set until the Tunnel is Ready for the first time.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -307,6 +370,15 @@ pub struct TunnelStatus {
     /// Counts the tokens' generations: an opening is one, each rotation is one. A Secret is written
     /// only over a lower generation.
     pub token_generation: Option<i64>,
+    /// The keys of the tags that the operator sets on the tunnel. Other tags are left alone.
+    #[schemars(length(max = 398), inner(length(max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub tag_keys: Option<Vec<String>>,
+    /// The value of the annotation `opentunnel.dev/rotate-at` that was carried out last.
+    #[schemars(length(max = 1024))]
+    pub last_handled_rotate_at: Option<String>,
+    /// When the next tunnel is opened, where `reopenPolicy` wants one.
+    pub reopen: Option<Reopen>,
     /// The conditions, the main one (`Ready` or `Ended`) first.
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -321,6 +393,40 @@ pub enum TunnelState {
     Open,
     /// It is gone for good: AWS cannot open it again.
     Closed,
+}
+
+/// Whether a side of a tunnel is connected.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// CONNECTED or DISCONNECTED.
+    pub status: ConnectionStatus,
+    /// When that changed last, by AWS.
+    #[serde(default)]
+    #[schemars(with = "Option<Time>")]
+    pub last_updated_at: Option<Timestamp>,
+}
+
+/// AWS's state of a side's connection.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ConnectionStatus {
+    /// It is.
+    Connected,
+    /// It is not.
+    Disconnected,
+}
+
+/// When the next tunnel is opened.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Reopen {
+    /// Tunnels in a row that were closed before their lifetime was over.
+    pub count: i32,
+    /// Not before this time.
+    #[serde(default)]
+    #[schemars(with = "Option<Time>")]
+    pub not_before: Option<Timestamp>,
 }
 
 /// A Secret that holds tokens.

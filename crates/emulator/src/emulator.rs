@@ -116,6 +116,17 @@ impl Emulator {
         control::with_tunnel(&self.shared, tunnel_id, |tunnel, now| tunnel.close(now))
     }
 
+    /// Sets a tag of a tunnel as a third party would, or takes it off (`None`); the log of calls does not show it.
+    ///
+    /// # Errors
+    /// When no such tunnel is visible.
+    pub fn tag(&self, tunnel_id: &str, key: &str, value: Option<&str>) -> Result<(), ControlError> {
+        control::with_tunnel(&self.shared, tunnel_id, |tunnel, _| match value {
+            Some(value) => drop(tunnel.tags.insert(key.to_owned(), value.to_owned())),
+            None => drop(tunnel.tags.remove(key)),
+        })
+    }
+
     /// Deletes a tunnel as a third party would (CloseTunnel with `delete`); the log of
     /// calls does not show it.
     ///

@@ -7,7 +7,7 @@ table! {
     closed_by_somebody_else_the_secrets_go_first: ready().described(closed(12_000))
         => DeleteSecret { name } if name == "sensor-tokens",
     then_it_has_ended: ready().described(closed(12_000)).with(|s| s.secrets = vec![missing()])
-        => Record(Change::Ended { reason: Reason::Closed, closed_at }) if *closed_at == wall(12_000),
+        => Record(Change::Ended { reason: Reason::Closed, closed_at, .. }) if *closed_at == wall(12_000),
     closed_at_the_end_of_its_lifetime_it_has_expired: ready().described(closed(10_000 + 43_150))
         .with(|s| s.secrets = vec![missing()]) => Record(Change::Ended { reason: Reason::Expired, .. }),
     a_secret_of_somebody_elses_is_never_deleted: ready().described(closed(12_000))
@@ -16,7 +16,7 @@ table! {
         .with(|s| s.secrets = vec![missing()]) => Record(Change::Ended { reason: Reason::Closed, .. }),
     told_of_a_young_tunnel_it_proves_nothing_later_either: ready().described(Life::NotFound).with(|s| {
         s.recorded_tunnel().opened_at = wall(WALL - 40);
-        s.described = Some(Described { life: Life::NotFound, asked: mono(MONO - 35) });
+        s.described = Some(Described { life: Life::NotFound, asked: mono(MONO - 35), details: None });
     }) => Wait(_),
     not_found_proves_nothing_where_the_account_is_not_known: ready().described(Life::NotFound)
         .with(|s| s.in_account = InAccount::Unknown) => Wait(_),
@@ -90,7 +90,7 @@ table! {
     deleted_without_a_finalizer_nothing_is_to_do: deleted(created()) => Wait(_),
 }
 
-fn expired() -> Given {
+pub(super) fn expired() -> Given {
     ready().with(|s| {
         s.recorded_tunnel().expires_at = wall(WALL);
         s.memory.ending.expired = Some(mono(MONO));

@@ -74,7 +74,7 @@ table! {
 }
 
 fn opens() -> Step {
-    Open { attempt: attempt("own") }
+    Open { attempt: attempt("own"), tags: Tags::new() }
 }
 
 fn opened() -> Outcome {
@@ -97,7 +97,7 @@ table! {
         => Record(Change::Report(Report { reason: Reason::InvalidRequest, message }))
             if message.contains("t1") && message.contains("owner tag"),
     nor_is_aws_asked_again_at_once: to_be_rotated().told(of_another()).with(|s| {
-        s.described = Some(Described { life: Life::Open { created_at: wall(10_000) }, asked: mono(MONO) });
+        s.described = Some(Described { life: Life::Open { created_at: wall(10_000) }, asked: mono(MONO), details: None });
         s.memory.backoff.failure.as_mut().unwrap().told = true;
         s.object.record.reported = Some(Reason::InvalidRequest);
     }) => Wait(w) if w.need.is_none() && w.until.is_some_and(|until| until > mono(MONO)),
@@ -154,7 +154,8 @@ fn only_what_was_asked_for_and_carries_the_tag_is_its_own() {
         (open, None, Some(tunnel("t1")), true, Identity::Foreign),
         (Life::NotFound, None, None, true, Identity::NotFound),
     ] {
-        let description = crate::tunnels::Description { life, owner, tunnel: described };
+        let unknown = crate::tunnels::Description::unknown();
+        let description = crate::tunnels::Description { life, owner, tunnel: described, ..unknown };
         assert_eq!(Identity::of(&asked, description, |_| is_own), expected);
     }
 }

@@ -44,11 +44,11 @@ table! {
         => Wait(w) if w.lane == Some(Lane::Open),
     a_secret_of_somebody_elses_is_noticed_before_open_tunnel: created().with(|s| s.secrets = vec![foreign()])
         => Record(Change::Report(Report { reason: Reason::SecretConflict, message })) if message.contains("sensor-tokens"),
-    it_is_looked_at_again_within_60_s: created().with(|s| {
+    it_is_looked_at_again_within_5_s: created().with(|s| {
         s.secrets = vec![foreign()];
         s.object.record.reported = Some(Reason::SecretConflict);
         s.object.record.observed_generation = Some(1);
-    }) => Wait(w) if waits_for(w, None, None, Some(MONO + 60)),
+    }) => Wait(w) if w.until == Some(mono(MONO + 5)) && w.names == ["sensor-tokens"],
     what_an_earlier_call_may_have_opened_does_not_wait_for_the_name: in_conflict_after_a_lost_answer()
         => Wait(w) if matches!(w.need, Some(Need::Search(_))),
     it_is_adopted_though_its_tokens_have_no_place_yet: in_conflict_after_a_lost_answer()
@@ -96,7 +96,7 @@ table! {
         => Claim { new: true, .. },
     found_by_the_first_search_it_is_adopted_two_generations_up: claim_found()
         .searched(MONO, vec![found("t1", "theirs", 11_000)])
-        => Record(Change::Adopted { found, generation: 2 }) if t1(&found.tunnel),
+        => Record(Change::Adopted { found, generation: 2, .. }) if t1(&found.tunnel),
     an_answer_that_was_lost_is_searched_for: claimed(0).with(|s| s.memory.opening.doubt = Some(mono(MONO)))
         => Wait(w) if w.need == Some(Need::Search(mono(MONO))),
     a_lost_answers_grace_counts_from_the_call: claimed(0)
@@ -164,7 +164,7 @@ table! {
         s.secrets = vec![terminating(), missing()];
     }) => WriteSecret { secret, generation: 1, .. } if secret.name == "b",
     a_secret_of_somebody_elses_that_came_meanwhile_keeps_the_tunnel: claimed(0).opened(Some(MONO))
-        .with(|s| s.secrets = vec![foreign()]) => Record(Change::OpenedInConflict { generation: 1, .. }),
+        .with(|s| s.secrets = vec![foreign()]) => Record(Change::OpenedInVain { generation: 1, .. }),
     a_status_write_that_was_carried_out_unanswered_is_left: ready().opened(Some(MONO)) => Forget,
     adopted_by_somebody_else_it_is_left: adopted(2).opened(Some(MONO)) => Forget,
     superseded_by_another_tunnel_it_is_closed: adopted(2).opened(Some(MONO))

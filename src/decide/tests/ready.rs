@@ -48,7 +48,7 @@ table! {
         => Rotate { mode: ClientMode::Source, .. },
     only_the_sides_that_a_secret_needs_are_claimed: rotating(RotationStage::Lost)
         .with(|s| s.object.spec.secrets[0].mode = ClientMode::Source)
-        => Record(Change::Rotating { generation: 3, mode: ClientMode::Source }),
+        => Record(Change::Rotating { generation: 3, mode: ClientMode::Source, .. }),
     new_tokens_that_lack_a_side_which_is_wanted_by_now_are_dropped: rotating(RotationStage::Doubt(mono(MONO - 2)))
         .answer(RotateAnswer(2), Some(MONO)).with(|s| s.memory.answer.as_mut().unwrap().tokens.source = None) => Forget,
     an_old_claim_to_rotate_is_read_again: rotating(RotationStage::Claimed).with(|s| s.read_at = Some(MONO - 5)) => Read,
@@ -75,7 +75,7 @@ table! {
         .answer(RotateAnswer(2), Some(MONO))
         => WriteSecret { secret, generation: 2, .. } if secret.name == "sensor-tokens",
     then_the_tunnel_is_ready: rotating(RotationStage::Doubt(mono(MONO - 2)))
-        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.secrets = vec![holding(2)]) => Record(Change::Rotated(_)),
+        .answer(RotateAnswer(2), Some(MONO)).with(|s| s.secrets = vec![holding(2)]) => Record(Change::Rotated { .. }),
     tokens_of_a_superseded_generation_are_dropped: adopted(3).answer(RotateAnswer(2), Some(MONO)) => Forget,
     tokens_of_another_tunnel_are_dropped: adopted(2).answer(RotateAnswer(2), Some(MONO))
         .with(|s| s.memory.answer.as_mut().unwrap().tunnel = super::tunnel("old")) => Forget,
@@ -106,9 +106,13 @@ fn a_rotate_that_is_superseded_under_way_may_come_after_the_newer_one() {
     assert_eq!(late(RotationStage::Claimed, 3), None, "nothing was sent");
 }
 
+pub(super) fn rotation(generation: i64, mode: ClientMode, others_live: bool, stage: RotationStage) -> Rotation {
+    Rotation { generation, mode, others_live, stage, handles: None }
+}
+
 pub(super) fn rotating(stage: RotationStage) -> Given {
     adopted(2).with(|s| {
-        s.memory.rotating.own = Some(Rotation { generation: 2, mode: ClientMode::All, others_live: false, stage });
+        s.memory.rotating.own = Some(rotation(2, ClientMode::All, false, stage));
         s.read_at = Some(MONO);
     })
 }
@@ -149,7 +153,7 @@ table! {
     then_the_status_names_the_new_ones: with_secrets(&[All], &[(1, All)]).reused().done(0)
         .with(|s| s.former = vec![missing()]) => Record(Change::SecretsUpdated(_)),
     a_side_that_none_holds_is_rotated_alone: with_secrets(&[Source], &[(0, Source), (1, Destination)])
-        => Record(Change::Rotating { generation: 2, mode: Destination }),
+        => Record(Change::Rotating { generation: 2, mode: Destination, .. }),
     a_mode_that_grows_rotates_the_side_that_lacks: with_secrets(&[Source], &[(0, All)])
         => Record(Change::Rotating { mode: Destination, .. }),
     a_mode_that_shrinks_rotates_nothing: with_secrets(&[All], &[(0, Source)]) => Reuse { .. },
@@ -163,7 +167,7 @@ table! {
         .with(|s| s.secrets[1] = foreign())
         => Record(Change::Report(Report { reason: Reason::SecretConflict, .. })),
     one_with_a_generation_that_nobody_counted_to_is_gone_beyond: with_secrets(&[All], &[(0, All), (1, Source)])
-        .with(|s| s.secrets[1] = ours(9)) => Record(Change::Rotating { generation: 10, mode: Source }),
+        .with(|s| s.secrets[1] = ours(9)) => Record(Change::Rotating { generation: 10, mode: Source, .. }),
     tokens_of_a_generation_that_is_over_are_dropped: with_secrets(&[All], &[(1, All)]).reused()
         .with(|s| s.object.record.token_generation = 2) => Forget,
     a_rotation_that_somebody_claimed_meanwhile_drops_them: with_secrets(&[All], &[(1, All)]).reused()
@@ -225,8 +229,7 @@ fn the_tokens_of_the_other_side_go_along_only_where_they_are_live() {
     let others = |others_live| {
         let given = with_secrets(&[All, Source], &[(0, All), (1, Source)]).with(|s| {
             s.object.record.reported = Some(Reason::Rotating);
-            s.memory.rotating.own =
-                Some(Rotation { generation: 1, mode: Source, others_live, stage: RotationStage::Claimed });
+            s.memory.rotating.own = Some(rotation(1, Source, others_live, RotationStage::Claimed));
             s.read_at = Some(MONO);
         });
         let Rotate { others, .. } = given.decide() else { panic!("no Rotate") };

@@ -1,6 +1,6 @@
 //! What a process may do that does not lead, or that is about to stop.
 
-use super::ready::rotating;
+use super::ready::{rotating, rotation};
 use super::*;
 
 impl Given {
@@ -54,14 +54,14 @@ table! {
     a_secret_in_the_way_is_replaced: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![immutable()]).standby()
         => DeleteSecret { .. },
     a_name_that_was_taken_keeps_the_tunnel: claimed(0).opened(Some(MONO)).standby()
-        .with(|s| s.secrets = vec![foreign()]) => Record(Change::OpenedInConflict { .. }),
+        .with(|s| s.secrets = vec![foreign()]) => Record(Change::OpenedInVain { .. }),
     a_wiped_claim_is_written_again: claimed(0).opened(Some(MONO)).with(|s| s.object.record.claim = None).standby()
         => Claim { attempt: a, new: false } if *a == attempt("own"),
     new_tokens_come_into_the_secret_too: rotating(RotationStage::Doubt(mono(MONO - 2)))
         .answer(RotateAnswer(2), Some(MONO)).standby() => WriteSecret { generation: 2, .. },
     and_the_status: rotating(RotationStage::Doubt(mono(MONO - 2)))
         .answer(RotateAnswer(2), Some(MONO)).with(|s| s.secrets = vec![holding(2)]).standby()
-        => Record(Change::Rotated(_)),
+        => Record(Change::Rotated { .. }),
     those_that_somebody_has_superseded_are_dropped: adopted(3).answer(RotateAnswer(2), Some(MONO)).standby() => Forget,
     a_tunnel_that_the_leader_has_adopted_is_the_leaders: adopted(2).opened(Some(MONO)).standby() => Forget,
     one_that_was_superseded_is_closed: claim_found().opened(Some(MONO)).standby()
@@ -86,13 +86,13 @@ fn owing() -> Given {
 table! {
     a_rotation_that_it_owes_takes_a_ticket: owing().with(|s| s.turn = Turn::None) => Queue(Lane::Rotate),
     it_waits_for_its_turn: owing().with(|s| s.turn = Turn::Waiting) => Wait(w) if w.lane == Some(Lane::Rotate),
-    it_is_claimed: owing() => Record(Change::Rotating { generation: 2, mode: ClientMode::All }),
+    it_is_claimed: owing() => Record(Change::Rotating { generation: 2, mode: ClientMode::All, .. }),
     where_a_secret_is_missing_the_api_server_is_asked_first: owing()
         .with(|s| { s.secrets = vec![missing()]; s.memory.backoff.trial = None }) => TryCreate { .. },
     then_the_leader_makes_it: owing().with(|s| {
         s.object.record.reported = Some(Reason::Rotating);
         s.memory.rotating.own =
-            Some(Rotation { generation: 1, mode: ClientMode::All, others_live: false, stage: RotationStage::Claimed });
+            Some(rotation(1, ClientMode::All, false, RotationStage::Claimed));
         s.read_at = Some(MONO);
     }) => Wait(w) if rests(w),
     the_rest_of_a_ready_tunnel_is_the_leaders: owing().with(|s| s.object.record.finalizer = false)

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::memory::{Backoff, Ending, Opening, Rotating};
 use crate::read::{SecretSpec, read};
 use crate::step::{Identity, Refusal, Report, Wait};
-use crate::tunnels::{Attempt, Found, Owner, Side, Token, TunnelId};
+use crate::tunnels::{Attempt, Found, Owner, Side, Tags, Token, TunnelId};
 use opentunnel_api::ClientMode;
 use serde_json::json;
 
@@ -85,7 +85,8 @@ fn side(name: &str) -> Option<Side> {
 
 fn answer(of: AnswerOf) -> Option<Answer> {
     let tokens = Tokens { source: side("s"), destination: side("d") };
-    Some(Answer { of, tunnel: tunnel("t"), tokens, at: mono(MONO - 1), wall: ago(1), written: vec![] })
+    let (tunnel, at, written) = (tunnel("t"), mono(MONO - 1), vec![]);
+    Some(Answer { of, tunnel, tokens, opened_with: None, at, wall: ago(1), written })
 }
 
 fn failure() -> Option<Failure> {
@@ -95,14 +96,14 @@ fn failure() -> Option<Failure> {
 }
 
 fn rotation(stage: RotationStage) -> Option<Rotation> {
-    Some(Rotation { generation: 4, mode: ClientMode::Source, others_live: true, stage })
+    Some(Rotation { generation: 4, mode: ClientMode::Source, others_live: true, stage, handles: None })
 }
 
 /// Something of everything.
 fn full(answer: Option<Answer>) -> Remembered {
     Remembered {
-        opening: Opening { claim: None, attempt: Some(attempt()), doubt: Some(mono(900)) },
-        rotating: Rotating { unfinished: None, own: rotation(RotationStage::Doubt(mono(990))), late: Some(3) },
+        opening: Opening { claim: None, attempt: Some(attempt()), doubt: Some(mono(900)), since: None },
+        rotating: Rotating { own: rotation(RotationStage::Doubt(mono(990))), late: Some(3), ..Rotating::default() },
         backoff: Backoff { failure: failure(), trial: None },
         answer,
         ..Remembered::default()
@@ -110,7 +111,7 @@ fn full(answer: Option<Answer>) -> Remembered {
 }
 
 fn open() -> Step {
-    Step::Open { attempt: attempt() }
+    Step::Open { attempt: attempt(), tags: Tags::new() }
 }
 
 fn opened(answer: Result<(TunnelRef, Tokens), CallErrorKind>) -> Outcome {

@@ -3,6 +3,7 @@
 use super::place::Place;
 use crate::support::api_proxy::Point;
 use crate::support::namespace::{main_condition, status};
+use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use opentunnel_api::{ClientMode, Tunnel};
@@ -38,6 +39,20 @@ pub enum Life {
     SecretsChanged,
     /// spec.secrets is edited: a side is wanted that no Secret holds yet.
     SideAdded,
+    /// `suspend` is set on a Ready Tunnel.
+    Suspended,
+    /// `suspend` is taken off again: a second opening.
+    Resumed,
+    /// The description is edited, with `updatePolicy: Recreate`.
+    Recreated,
+    /// The lifetime runs out, with `reopenPolicy: OnExpiry`.
+    Reopened,
+    /// spec.tags is edited, both ways.
+    TagsChanged,
+    /// New tokens are asked for by an annotation.
+    RotatedOnDemand,
+    /// A Secret that a backup has brought back has the name.
+    Leftover,
     /// The Tunnel is replaced by its user's manifest, without claim and finalizer, while OpenTunnel is in flight.
     Replaced,
 }
@@ -57,7 +72,7 @@ pub enum Ending {
 impl Life {
     /// All that an operator may be killed in. (A claim that is wiped in the moment of a crash may leave a tunnel
     /// behind: docs/protocol.md says so.)
-    pub const KILLED: [Self; 11] = [
+    pub const KILLED: [Self; 18] = [
         Self::Open,
         Self::OpenTwoSecrets,
         Self::OpenAnswerLost,
@@ -69,12 +84,24 @@ impl Life {
         Self::SecretLost,
         Self::SecretsChanged,
         Self::SideAdded,
+        Self::Suspended,
+        Self::Resumed,
+        Self::Recreated,
+        Self::Reopened,
+        Self::TagsChanged,
+        Self::RotatedOnDemand,
+        Self::Leftover,
     ];
 
     /// All of them.
-    pub const ALL: [Self; 12] = {
-        let [a, b, c, d, e, f, g, h, i, j, k] = Self::KILLED;
-        [a, b, c, d, e, f, g, h, i, j, k, Self::Replaced]
+    pub const ALL: [Self; 19] = {
+        let mut all = [Self::Replaced; 19];
+        let mut n = 0;
+        while n < Self::KILLED.len() {
+            all[n] = Self::KILLED[n];
+            n += 1;
+        }
+        all
     };
 
     fn spec(self) -> Value {
@@ -82,6 +109,9 @@ impl Life {
             Self::OpenTwoSecrets => each_side(),
             Self::SideAdded => json!({"secrets": [{"name": "life-source", "clientMode": "SOURCE"}]}),
             Self::Retain => json!({"deletionPolicy": "Retain"}),
+            Self::Recreated => json!({"updatePolicy": "Recreate", "description": "before"}),
+            Self::Reopened => json!({"reopenPolicy": "OnExpiry", "timeout": {"maxLifetimeTimeoutMinutes": 720}}),
+            Self::TagsChanged => json!({"tags": [{"key": "goes", "value": "x"}, {"key": "stays", "value": "x"}]}),
             _ => json!({}),
         }
     }
@@ -102,7 +132,10 @@ impl Life {
             Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::SecretsChanged | Self::Replaced => {
                 Ending::Ready(1)
             }
-            Self::SecretLost | Self::SideAdded => Ending::Ready(2),
+            Self::TagsChanged | Self::Leftover => Ending::Ready(1),
+            Self::SecretLost | Self::SideAdded | Self::RotatedOnDemand => Ending::Ready(2),
+            Self::Resumed | Self::Recreated | Self::Reopened => Ending::Ready(2),
+            Self::Suspended => Ending::Ended("Suspended"),
             Self::Expiry => Ending::Ended("Expired"),
             Self::ClosedByOthers => Ending::Ended("Closed"),
             Self::Delete | Self::DeleteWhileOpening | Self::Retain => Ending::Gone,
@@ -114,6 +147,14 @@ impl Life {
         usize::from(self == Self::Retain || matches!(self.ending(), Ending::Ready(_)))
     }
 
+    /// How often a tunnel is opened in it, and before it.
+    pub fn openings(self) -> usize {
+        match self {
+            Self::Resumed | Self::Recreated | Self::Reopened => 2,
+            _ => 1,
+        }
+    }
+
     /// Whether the poller's ListTunnels comes in every run of it: a deletion is faster than the poller.
     pub fn polls(self) -> bool {
         self.ending() != Ending::Gone
@@ -123,6 +164,25 @@ impl Life {
     pub async fn prepare(self, place: &Place) {
         match self {
             Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening | Self::Replaced => {}
+            Self::Leftover => {
+                let secret = json!({
+                    "type": "opentunnel.dev/tunnel-tokens",
+                    "metadata": {
+                        "name": "life-tokens", "labels": {"opentunnel.dev/secret": "tokens"},
+                        "annotations": {"opentunnel.dev/tunnel-id": "gone", "opentunnel.dev/token-generation": "7"},
+                    },
+                    "stringData": {"tunnelId": "gone", "sourceAccessToken": "dead"},
+                });
+                let secret: Secret = serde_json::from_value(secret).expect("a Secret");
+                place.world.secrets().create(&Default::default(), &secret).await.expect("the name is free");
+            }
+            Self::Resumed => {
+                self.apply(place).await;
+                place.begins_with(&place.world.wait_ready(NAME).await);
+                edit(place, json!({"suspend": true})).await;
+                place.world.wait_condition(NAME, ("Ended", "True", "Suspended")).await;
+                place.tap.quiet(Duration::from_millis(400)).await;
+            }
             _ => {
                 self.apply(place).await;
                 place.begins_with(&place.world.wait_ready(NAME).await);
@@ -136,12 +196,24 @@ impl Life {
     pub async fn happen(self, place: &Place) {
         let world = &place.world;
         match self {
-            Self::Open | Self::OpenTwoSecrets => self.apply(place).await,
+            Self::Open | Self::OpenTwoSecrets | Self::Leftover => self.apply(place).await,
             Self::OpenAnswerLost => {
                 place.aws.lose_answer(|request| request.calls("OpenTunnel"));
                 self.apply(place).await;
             }
-            Self::Expiry => world.aws.advance_clock(Duration::from_secs(12 * 3600 + 1)),
+            Self::Suspended => edit(place, json!({"suspend": true})).await,
+            Self::Resumed => edit(place, json!({"suspend": false})).await,
+            Self::Recreated => edit(place, json!({"description": "after"})).await,
+            Self::TagsChanged => {
+                let tags = json!([{"key": "stays", "value": "y"}, {"key": "comes", "value": "x"}]);
+                edit(place, json!({"tags": tags})).await;
+            }
+            Self::RotatedOnDemand => {
+                let patch = json!({"metadata": {"annotations": {"opentunnel.dev/rotate-at": "now"}}});
+                let patched = world.tunnels().patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await;
+                patched.expect("it may be annotated");
+            }
+            Self::Expiry | Self::Reopened => world.aws.advance_clock(Duration::from_secs(12 * 3600 + 1)),
             Self::ClosedByOthers => {
                 let tunnels = world.aws.tunnels();
                 world.aws.close(&tunnels.first().expect("it is Ready").tunnel_id).expect("it is known");
@@ -172,10 +244,7 @@ impl Life {
             Self::SecretLost => {
                 world.secrets().delete("life-tokens", &DeleteParams::default()).await.expect("it is there");
             }
-            Self::SecretsChanged | Self::SideAdded => {
-                let patch = Patch::Merge(json!({"spec": each_side()}));
-                world.tunnels().patch(NAME, &PatchParams::default(), &patch).await.expect("it may be edited");
-            }
+            Self::SecretsChanged | Self::SideAdded => edit(place, each_side()).await,
         }
     }
 
@@ -190,6 +259,12 @@ impl Life {
         });
         serde_json::from_value(tunnel).expect("a Tunnel")
     }
+}
+
+/// A user edits the spec.
+async fn edit(place: &Place, spec: Value) {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    place.world.tunnels().patch(NAME, &PatchParams::default(), &patch).await.expect("it may be edited");
 }
 
 fn each_side() -> Value {
@@ -213,6 +288,13 @@ impl fmt::Display for Life {
             Self::SecretLost => "the token Secret is lost",
             Self::SecretsChanged => "spec.secrets is edited: others want the same tokens",
             Self::SideAdded => "spec.secrets is edited: one more side is wanted",
+            Self::Suspended => "suspended",
+            Self::Resumed => "resumed",
+            Self::Recreated => "recreated",
+            Self::Reopened => "expiry, and another is opened",
+            Self::TagsChanged => "spec.tags is edited",
+            Self::RotatedOnDemand => "new tokens are asked for",
+            Self::Leftover => "open, where a backup has left a Secret",
             Self::Replaced => "replaced by the user's manifest while OpenTunnel is in flight",
         })
     }

@@ -8,8 +8,8 @@ use crate::support::promise::dead_tokens;
 pub use crate::support::promise::{Rule, Violation};
 use kube::api::ListParams;
 use kube::runtime::wait::await_condition;
-use opentunnel_api::{OWNER_TAG, Tunnel};
-use secure_tunneling_emulator::TunnelStatus;
+use opentunnel_api::{OWNER_TAG, PREFIX, Tunnel};
+use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -107,7 +107,7 @@ impl Oracle<'_> {
     fn openings(&mut self) {
         let calls = self.place.world.aws.calls();
         let opened = calls.iter().filter(|c| c.operation == "OpenTunnel" && c.tunnel_id.is_some()).count();
-        if opened != 1 {
+        if opened != self.place.life.openings() {
             self.violated(Rule::OpenedOnce, format!("OpenTunnel was carried out {opened} times"));
         }
     }
@@ -126,9 +126,15 @@ impl Oracle<'_> {
         let conditions: Vec<_> =
             status.conditions.iter().flatten().map(|c| [&c.type_, &c.status, &c.reason].map(String::as_str)).collect();
         let names: Vec<_> = status.secrets.iter().flatten().map(|secret| &secret.name).collect();
-        let mut tunnels: Vec<_> =
-            self.place.world.aws.tunnels().iter().map(|t| (t.status, t.tags.contains_key(OWNER_TAG))).collect();
-        tunnels.sort_by_key(|(status, marked)| (*status == TunnelStatus::Closed, *marked));
+        let mut tunnels: Vec<_> = self
+            .place
+            .world
+            .aws
+            .tunnels()
+            .iter()
+            .map(|t| (t.status, t.tags.contains_key(OWNER_TAG), others(t)))
+            .collect();
+        tunnels.sort_by_key(|(status, marked, _)| (*status == TunnelStatus::Closed, *marked));
         End(json!({
             "tunnel": tunnel.is_some(),
             "finalizers": tunnel.map(|t| &t.metadata.finalizers),
@@ -138,6 +144,12 @@ impl Oracle<'_> {
             "aws": tunnels,
         }))
     }
+}
+
+/// The tags that are the user's.
+fn others(tunnel: &TunnelInfo) -> Vec<(String, String)> {
+    let tags = tunnel.tags.clone().into_iter();
+    tags.filter(|(key, _)| !key.starts_with(PREFIX) && tunnel.status == TunnelStatus::Open).collect()
 }
 
 impl Place {

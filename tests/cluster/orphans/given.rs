@@ -76,6 +76,13 @@ pub fn described(world: &World) -> BTreeMap<String, usize> {
     times
 }
 
+/// The same, but for a Tunnel's own, which is described now and then.
+pub fn described_but(world: &World, own: &str) -> BTreeMap<String, usize> {
+    let mut times = described(world);
+    times.remove(own);
+    times
+}
+
 pub async fn wait_described(world: &World, ids: &[String]) {
     let is = |calls: &[Call], id: &String| {
         calls.iter().any(|c| c.operation == "DescribeTunnel" && c.tunnel_id.as_ref() == Some(id))

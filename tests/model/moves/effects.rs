@@ -6,7 +6,7 @@ use crate::world::*;
 use opentunnel_operator::facts::View;
 use opentunnel_operator::record::Change;
 use opentunnel_operator::step::{Identity, Need, Outcome, Step};
-use opentunnel_operator::tunnels::{CallError, CallErrorKind};
+use opentunnel_operator::tunnels::{CallError, CallErrorKind, Tags};
 
 impl Effect<'_> {
     /// Carries a step out. `None`: a call to AWS is under way, which is answered later.
@@ -14,7 +14,11 @@ impl Effect<'_> {
         let uid = self.reconcile.view.uid;
         match step {
             Step::Wait(wait) => {
-                self.world.operators[self.i].searching |= matches!(wait.need, Some(Need::Search(_)));
+                let operator = &mut self.world.operators[self.i];
+                operator.searching |= matches!(wait.need, Some(Need::Search(_)));
+                if let (Some(Need::Describe(id)), true) = (&wait.need, self.reconcile.view.closed) {
+                    operator.describing = Some(number(&id.0));
+                }
             }
             Step::Read => {
                 self.wrote = true;
@@ -26,7 +30,16 @@ impl Effect<'_> {
             Step::Claim { attempt, new } => return Some(self.claim(number(&attempt.0), *new, view)),
             Step::RestoreFinalizer => return Some(self.patch(view, |o| o.finalizer = true)),
             Step::RemoveFinalizer => return Some(self.patch(view, |o| o.finalizer = false)),
-            Step::Open { attempt } => return self.call(CallOf::Open { uid, attempt: number(&attempt.0) }),
+            Step::Open { attempt, .. } => {
+                let request = operator::request_number(&view.object.spec.request);
+                return self.call(CallOf::Open { uid, attempt: number(&attempt.0), request });
+            }
+            // The tag tells no more than the status does, unless etcd is restored. It is written at once.
+            Step::Mark { .. } => {
+                let error = || CallError { kind: CallErrorKind::Doubt, message: String::new() };
+                return Some(Outcome::Tagged(if self.fault.is_some() { Err(error()) } else { Ok(()) }));
+            }
+            Step::Tag { .. } | Step::TakeTagsOff { .. } => return Some(Outcome::Tagged(Ok(()))),
             Step::Identify { tunnel, .. } => return Some(Outcome::Identified(self.identify(number(&tunnel.id.0)))),
             Step::Rotate { tunnel, mode, generation, others } => {
                 let tunnel = number(&tunnel.id.0);
@@ -54,7 +67,7 @@ impl Effect<'_> {
                 let surplus = (uid, number(&attempt.0), number(&tunnel.id.0));
                 self.world.operators[self.i].surplus.push(surplus);
             }
-            Step::Queue(_) | Step::Reuse { .. } | Step::Forget => {}
+            Step::Queue(_) | Step::Reuse { .. } | Step::Forget | Step::TellUnconnected => {}
         }
         Some(Outcome::Done)
     }
@@ -161,8 +174,17 @@ impl Effect<'_> {
 
     fn record(&mut self, change: &Change, view: &View) -> Outcome {
         let object = &view.object;
-        let after = object.record.after(change, object.generation, object.spec.lifetime);
-        let outcome = if self.rules.no_rotation_claim && matches!(change, Change::Rotating { .. }) {
+        let mut after = object.record.after(change, object.generation, object.spec.lifetime);
+        if self.rules.forgets_request && matches!(change, Change::Opened { .. } | Change::OpenedInVain { .. }) {
+            after.tunnel.iter_mut().for_each(|t| t.opened_with = Some(object.spec.request.digest()));
+        }
+        let unwritten = match change {
+            Change::Rotating { .. } => self.rules.no_rotation_claim,
+            Change::Closing(_) => self.rules.closes_ready || self.rules.closes_unnamed,
+            Change::Adopted { .. } => self.rules.closes_unnamed && object.spec.suspend,
+            _ => false,
+        };
+        let outcome = if unwritten {
             operator::take(&mut self.reconcile.view, &after);
             self.reconcile.read = Some(0);
             Outcome::Written(Box::new(object.clone()))
@@ -171,7 +193,7 @@ impl Effect<'_> {
         };
         if matches!(outcome, Outcome::Written(_)) && change.ends_search() {
             let operator = &mut self.world.operators[self.i];
-            (operator.search, operator.searching) = (None, false);
+            (operator.search, operator.searching, operator.describing) = (None, false, None);
         }
         outcome
     }
@@ -181,7 +203,7 @@ impl Effect<'_> {
 pub fn step_of(world: &World, of: CallOf, late: bool) -> Option<Step> {
     let opened_at = |tunnel| operator::opened_at(world, tunnel, late);
     Some(match of {
-        CallOf::Open { attempt: n, .. } => Step::Open { attempt: attempt(n) },
+        CallOf::Open { attempt: n, .. } => Step::Open { attempt: attempt(n), tags: Tags::new() },
         CallOf::Rotate { tunnel, mode, generation, others } => Step::Rotate {
             tunnel: operator::tunnel(tunnel),
             mode,

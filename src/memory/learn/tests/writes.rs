@@ -1,6 +1,7 @@
 //! Of writes of Secrets and of the status, and of what needs no effect.
 
 use super::*;
+use crate::record::Opening;
 
 #[test]
 fn a_trial_and_the_secrets_that_were_written_are_remembered() {
@@ -20,7 +21,7 @@ fn a_trial_and_the_secrets_that_were_written_are_remembered() {
 
 #[test]
 fn what_is_given_up_is_dropped() {
-    let stage = |memory: &Remembered| memory.rotating.own.map(|r| r.stage);
+    let stage = |memory: &Remembered| memory.rotating.own.as_ref().map(|r| r.stage);
     for (of, expected) in [
         (AnswerOf::Rotate(4), RotationStage::Lost),
         (AnswerOf::Rotate(3), RotationStage::Doubt(mono(990))),
@@ -41,7 +42,7 @@ fn what_is_given_up_is_dropped() {
 
 fn found() -> Found {
     let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt: attempt() };
-    Found { tunnel: tunnel("t"), owner, created_at: ago(60) }
+    Found { tunnel: tunnel("t"), owner, created_at: ago(60), opened_with: None }
 }
 
 /// What is remembered after a status write: of the opening, the answer, the failure, the rotation, a late one.
@@ -55,35 +56,46 @@ fn recorded(before: &str, change: Change) -> (bool, bool, bool, Option<Rotation>
 
 #[test]
 fn a_status_write_settles_what_it_tells() {
-    let all = |generation, others_live, stage| Some(Rotation { generation, mode: ClientMode::All, others_live, stage });
+    let all = |generation, others_live, stage| {
+        Some(Rotation { generation, mode: ClientMode::All, others_live, stage, handles: None })
+    };
     let before = rotation(RotationStage::Doubt(mono(990)));
-    let conflict = Change::OpenedInConflict { tunnel: tunnel("t"), at: ago(0), generation: 5 };
-    let open = Change::Opened { tunnel: tunnel("t"), at: ago(0), generation: 5, secrets: vec![] };
+    let opening = || Opening {
+        tunnel: tunnel("t"),
+        at: ago(0),
+        attempt: attempt(),
+        opened_with: String::new(),
+        tag_keys: vec![],
+        handled: None,
+    };
+    let in_conflict = Report { reason: Reason::SecretConflict, message: String::new() };
+    let conflict = Change::OpenedInVain { opening: opening(), generation: 5, report: in_conflict };
+    let open = Change::Opened { opening: opening(), generation: 5, secrets: vec![] };
     let report = |reason| Change::Report(Report { reason, message: String::new() });
-    let rotating = || Change::Rotating { generation: 5, mode: ClientMode::Source };
+    let rotating = || Change::Rotating { generation: 5, mode: ClientMode::Source, redone: None };
     let source = |others_live| {
         let (mode, stage) = (ClientMode::Source, RotationStage::Claimed);
-        Some(Rotation { generation: 5, mode, others_live, stage })
+        Some(Rotation { generation: 5, mode, others_live, stage, handles: None })
     };
-    let ended = Change::Ended { reason: Reason::Closed, closed_at: ago(0) };
+    let ended = Change::Ended { reason: Reason::Closed, closed_at: ago(0), told: true, reopen: None };
     let lost = RotationStage::Lost;
     for (was, change, expected) in [
         ("Opening", open, (false, false, false, None, Some(3))),
         ("Opening", conflict, (false, false, true, all(5, false, lost), Some(3))),
         (
             "Opening",
-            Change::Adopted { found: found(), generation: 6 },
+            Change::Adopted { found: found(), generation: 6, handled: None },
             (false, true, true, all(6, false, RotationStage::Claimed), None),
         ),
-        ("Rotating", Change::Rotated(vec![]), (false, false, false, None, Some(3))),
+        ("Rotating", Change::Rotated { secrets: vec![], handled: None }, (false, false, false, None, Some(3))),
         ("Open", Change::SecretsUpdated(vec![]), (false, false, false, None, Some(3))),
         ("Open", ended, (false, false, false, None, Some(3))),
         // A late Rotate may have revoked the tokens of the other side too.
         ("Open", rotating(), (false, true, true, source(false), None)),
         ("Rotating", rotating(), (false, true, true, source(false), Some(3))),
-        ("Open", Change::OpenedAt(ago(0)), (true, true, true, before, Some(3))),
-        ("Open", report(Reason::Open), (true, true, true, before, Some(3))),
-        ("Rotating", report(Reason::AwsUnavailable), (true, true, true, before, Some(3))),
+        ("Open", Change::OpenedAt(ago(0)), (true, true, true, before.clone(), Some(3))),
+        ("Open", report(Reason::Open), (true, true, true, before.clone(), Some(3))),
+        ("Rotating", report(Reason::AwsUnavailable), (true, true, true, before.clone(), Some(3))),
         // It was Ready until this write: nobody's rotation has to be waited for.
         ("Open", report(Reason::SecretConflict), (true, true, true, all(4, false, lost), Some(3))),
     ] {
@@ -94,7 +106,7 @@ fn a_status_write_settles_what_it_tells() {
 
 #[test]
 fn a_rotation_that_is_claimed_on_a_ready_tunnel_leaves_the_other_side_live() {
-    let claim = Step::Record(Change::Rotating { generation: 5, mode: ClientMode::Source });
+    let claim = Step::Record(Change::Rotating { generation: 5, mode: ClientMode::Source, redone: None });
     let others_live = |late| {
         let before = Remembered { rotating: Rotating { late, ..Rotating::default() }, ..Remembered::default() };
         let memory = learnt(before, &claim, &written());
@@ -124,7 +136,7 @@ fn a_report_is_told_and_new_tokens_that_it_gives_up_come_by_another_rotation() {
 
 #[test]
 fn nothing_is_learnt_of_a_write_that_was_not_made_nor_of_what_needs_no_memory() {
-    let change = || Change::Ended { reason: Reason::Closed, closed_at: ago(0) };
+    let change = || Change::Ended { reason: Reason::Closed, closed_at: ago(0), told: true, reopen: None };
     let before = || full(answer(AnswerOf::Rotate(4)));
     for (step, outcome) in [
         (Step::Record(change()), Outcome::Conflict(None)),
