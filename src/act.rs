@@ -89,7 +89,7 @@ impl Act<'_> {
                 let (key, attempt, tunnel) = (key.clone(), attempt.clone(), tunnel.clone());
                 ctx.account.close_surplus(Surplus { key, attempt, tunnel });
             }
-            Step::Reuse { .. } | Step::Forget | Step::TellUnconnected => {}
+            Step::Reuse { .. } | Step::Forget | Step::TellUnconnected | Step::TellRival(_) => {}
         }
         Ok(Outcome::Done)
     }

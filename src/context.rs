@@ -8,10 +8,12 @@ use crate::leader::Leadership;
 use crate::memory::store::Memories;
 use crate::memory::{Answer, AnswerOf, Memory};
 use crate::metrics::Metrics;
-use crate::read::Key;
+use crate::read::{Key, Object};
 use crate::surplus::Surplus;
 use crate::watch::owned::OwnedSecrets;
-use std::collections::HashMap;
+use jiff::Timestamp;
+use opentunnel_api::{Tunnel, TunnelState};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +44,62 @@ impl TakesSecrets {
     }
 }
 
+/// Which Tunnels have an open tunnel for which thing.
+#[derive(Default)]
+pub struct Things(Mutex<ByThing>);
+
+#[derive(Default)]
+struct ByThing {
+    /// The oldest first.
+    tunnels: HashMap<String, BTreeMap<Age, Key>>,
+    /// The thing of a Tunnel, by its UID.
+    of: HashMap<String, (String, Age)>,
+}
+
+/// `metadata.creationTimestamp` and the UID.
+type Age = (Timestamp, String);
+
+impl ByThing {
+    fn remove(&mut self, uid: &str) {
+        let Some((thing, age)) = self.of.remove(uid) else { return };
+        if let Some(tunnels) = self.tunnels.get_mut(&thing) {
+            tunnels.remove(&age);
+            if tunnels.is_empty() {
+                self.tunnels.remove(&thing);
+            }
+        }
+    }
+}
+
+impl Things {
+    /// A Tunnel is as it is now.
+    pub fn see(&self, tunnel: &Tunnel, key: &Key) {
+        let mut things = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        things.remove(&key.uid);
+        let thing = tunnel.spec.destination.as_ref().and_then(|d| d.thing_name.clone());
+        let is_open = tunnel.status.as_ref().is_some_and(|status| status.state == Some(TunnelState::Open));
+        let created_at = tunnel.metadata.creation_timestamp.as_ref();
+        if let (Some(thing), Some(created_at), true) = (thing, created_at, is_open) {
+            let age = (created_at.0, key.uid.clone());
+            things.of.insert(key.uid.clone(), (thing.clone(), age.clone()));
+            things.tunnels.entry(thing).or_default().insert(age, key.clone());
+        }
+    }
+
+    /// An older Tunnel that has an open tunnel for the same thing, as namespace/name.
+    pub fn rival(&self, object: &Object) -> Option<String> {
+        let thing = object.spec.request.destination.as_ref()?.thing_name.as_ref()?;
+        let things = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = (object.created_at, object.key.uid.clone());
+        let (_, older) = things.tunnels.get(thing)?.range(..age).next()?;
+        Some(format!("{}/{}", older.namespace, older.name))
+    }
+
+    fn lose(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
 /// What all reconciles share.
 pub struct Context {
     /// The API server.
@@ -62,6 +120,8 @@ pub struct Context {
     pub owned: OwnedSecrets,
     /// Where the API server takes token Secrets.
     pub takes_secrets: TakesSecrets,
+    /// Which Tunnels have a thing.
+    pub things: Things,
     /// Tunnels that are to be woken.
     pub wake: mpsc::UnboundedSender<Key>,
     /// What is counted.
@@ -86,6 +146,7 @@ impl Context {
     /// A Tunnel is gone. What was opened for it, and stands nowhere, is surplus.
     pub fn gone(&self, key: &Key, memory: Option<Memory>) {
         self.account.forget(key);
+        self.things.lose(&key.uid);
         let answer = memory.and_then(|memory| memory.into_inner().answer);
         if let Some(Answer { of: AnswerOf::Open(attempt), tunnel, .. }) = answer {
             self.account.close_surplus(Surplus { key: key.clone(), attempt, tunnel });

@@ -36,6 +36,14 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
             let message = main_message(&written.conditions).unwrap_or_default();
             Some(Notice { warning, reason, message: message.to_owned() })
         }
+        (Step::TellRival(rival), _) => {
+            let thing = object.spec.request.destination.as_ref().and_then(|d| d.thing_name.as_deref());
+            let words = format!(
+                "Tunnel {rival} has an open tunnel for thing {} already: AWS's device agents follow the newest, so the older one loses its device",
+                thing.unwrap_or_default()
+            );
+            notice(true, "ThingHasTunnel", words)
+        }
         (Step::TellUnconnected, _) => {
             let thing = object.spec.request.destination.as_ref().and_then(|d| d.thing_name.as_deref());
             let device = thing.unwrap_or("the device");

@@ -94,6 +94,8 @@ pub struct Tending {
     pub connections: Option<Mono>,
     /// It was told that the destination has not connected.
     pub told_unconnected: bool,
+    /// This process has just opened it: if an older Tunnel has one for the same thing, that is to be told.
+    pub new: bool,
 }
 
 /// What is remembered of the end.

@@ -47,6 +47,7 @@ pub async fn observe(
         gate: account.pacers.lane(crate::step::Lane::Open).gate(),
         trouble: trouble.map(str::to_owned),
         tags: account.tags(&object.spec),
+        rival: ctx.things.rival(object),
         takes_secrets: ctx.takes_secrets.in_namespace(&key.namespace, ctx.clock.mono()),
     })
 }

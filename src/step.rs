@@ -86,6 +86,8 @@ pub enum Step {
     },
     /// Tell that the destination has not connected yet.
     TellUnconnected,
+    /// Tell that an older Tunnel has an open tunnel for the same thing.
+    TellRival(String),
     /// Call UntagResource for the operator's own tags: the tunnel is this cluster's no more.
     Untag {
         /// Of this tunnel.

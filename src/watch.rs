@@ -132,6 +132,7 @@ impl Intake {
             self.ctx.memories.wipe(&key);
         }
         let untouched = live && now == Traces::default();
+        self.ctx.things.see(tunnel, &key);
         self.ctx.memories.add(key, untouched, self.ctx.clock.mono());
     }
 }

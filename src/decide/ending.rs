@@ -94,7 +94,7 @@ impl Case<'_> {
         let report = match tunnel.end_reason {
             // Another was to be opened, until the spec was changed.
             Some(reason) if reported != Some(reason) && reason.is_end() => {
-                let message = format!("tunnel {} is closed, and spec.reopenPolicy wants no other", tunnel.reference.id);
+                let message = format!("tunnel {} is closed, and no other follows", tunnel.reference.id);
                 Some(Report { reason, message })
             }
             _ => reported.map(|reason| Report { reason, message: String::new() }),

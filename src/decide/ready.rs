@@ -91,6 +91,9 @@ impl Case<'_> {
             return step;
         }
         let (mono, record, tending) = (self.now.mono, &self.object.record, &self.memory.tending);
+        if let Some(rival) = self.facts.rival.as_ref().filter(|_| tending.new) {
+            return Step::TellRival(rival.clone());
+        }
         let retry_tags = tending.tags_failed.map(|(_, at)| at).filter(|at| mono < *at);
         let mut wakes: Vec<Mono> = retry_tags.into_iter().collect();
         if self.memory.ending.expired.is_none() {

@@ -63,6 +63,7 @@ struct Given {
     gate: Option<Gate>,
     trouble: Option<String>,
     tags: Tags,
+    rival: Option<String>,
     takes_secrets: bool,
     standing: Standing,
 }
@@ -103,6 +104,7 @@ fn created() -> Given {
         gate: None,
         trouble: None,
         tags: Tags::new(),
+        rival: None,
         takes_secrets: true,
         standing: Standing::Leads { since: mono(0) },
     }
@@ -328,6 +330,7 @@ impl Given {
             gate: self.gate.clone(),
             trouble: self.trouble.clone(),
             tags: self.tags.clone(),
+            rival: self.rival.clone(),
             takes_secrets: self.takes_secrets,
         }
     }
@@ -387,3 +390,40 @@ mod opening;
 mod ready;
 mod standing;
 mod tending;
+
+/// docs/lifecycle.md has the phases and goals of the code, and names tests that exist.
+#[test]
+fn the_page_about_the_life_of_a_tunnel_says_what_the_code_says() {
+    use std::collections::BTreeSet;
+    use std::fs;
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/lifecycle.md")).unwrap();
+    // A new phase or goal does not compile here before it is named.
+    let phase = |phase: Phase<'_>| match phase {
+        Phase::None => "None",
+        Phase::Open(_) => "Open",
+        Phase::Ready(_) => "Ready",
+        Phase::Ended(_) => "Ended",
+    };
+    let down = |down: Down| match down {
+        Down::Deleted => "`Deleted`",
+        Down::Suspended => "`Suspended`",
+        Down::Outdated => "`Outdated`",
+    };
+    let recorded = ready();
+    let tunnel = recorded.object.record.tunnel.as_ref().unwrap();
+    let phases = [Phase::None, Phase::Open(tunnel), Phase::Ready(tunnel), Phase::Ended(tunnel)].map(phase);
+    let diagram = page.split("```").find(|part| part.starts_with("mermaid")).unwrap();
+    let arrows = diagram.lines().filter_map(|line| line.split_once("-->"));
+    let ends = arrows.flat_map(|(from, to)| [from.trim(), to.split(':').next().unwrap().trim()]);
+    assert_eq!(ends.filter(|end| *end != "[*]").collect::<BTreeSet<_>>(), BTreeSet::from(phases));
+    for name in [Down::Deleted, Down::Suspended, Down::Outdated].map(down) {
+        assert!(page.contains(name), "{name}");
+    }
+    let sources = ["tests/cluster", "tests/cluster/matrix"].map(|folder| fs::read_dir(root.join(folder)).unwrap());
+    let sources = sources.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let code: String = sources.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).unwrap()).collect();
+    let named = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
+    let missing: Vec<_> = named.filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert_eq!(missing, [""; 0], "tests that do not exist");
+}

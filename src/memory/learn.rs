@@ -80,6 +80,7 @@ impl Memory {
             (Step::TakeTagsOff { keys, .. }, Outcome::Tagged(outcome)) => {
                 learner.tagged(outcome, keys.iter().map(|key| (key.clone(), None)).collect());
             }
+            (Step::TellRival(_), _) => learner.memory.tending.new = false,
             (Step::TellUnconnected, _) => learner.memory.tending.told_unconnected = true,
             (_, Outcome::Tried(refused)) => {
                 learner.memory.backoff.trial = Some(Trial { at: now.mono, refused: refused.clone() });
@@ -278,7 +279,8 @@ impl Learner<'_> {
             memory.opening.doubt = None;
         }
         if matches!(change, Opened { .. } | OpenedInVain { .. } | Adopted { .. } | Ended { .. } | Suspended) {
-            memory.tending = Tending::default();
+            let new = matches!(change, Opened { .. } | OpenedInVain { .. });
+            memory.tending = Tending { new, ..Tending::default() };
             memory.rotating.marked = None;
         }
         if let Opened { generation, .. } | OpenedInVain { generation, .. } = change {

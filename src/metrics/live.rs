@@ -18,6 +18,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Snapshot {
     /// The Tunnels.
     pub tunnels: ByReason,
+    /// Tunnels whose source is connected.
+    pub sources: u64,
+    /// Tunnels whose destination is connected.
+    pub destinations: u64,
     /// The queues of the paced operations.
     pub queues: [Queue; 3],
     /// This process leads.
@@ -75,7 +79,7 @@ impl fmt::Debug for Live {
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Snapshot { tunnels, queues, leads } = source();
+        let Snapshot { tunnels, sources, destinations, queues, leads } = source();
         let help = "1 while this process leads, 0 while it stands by.";
         gauge(&mut encoder, "opentunnel_leader", help, Some(u64::from(leads)))?;
         let help = "Tunnels in Kubernetes, by the reason of their main condition.";
@@ -86,6 +90,11 @@ impl Collector for Live {
         }
         for (reason, count) in [("None", tunnels.none), ("Other", tunnels.other)] {
             family.encode_family(&[("reason", reason)])?.encode_gauge(&count)?;
+        }
+        let help = "Tunnels whose side is connected, as far as AWS has told.";
+        let mut family = encoder.encode_descriptor("opentunnel_connected", help, None, Gauge)?;
+        for (side, count) in [("source", sources), ("destination", destinations)] {
+            family.encode_family(&[("side", side)])?.encode_gauge(&count)?;
         }
         let help = "Calls to AWS that wait for their turn.";
         let mut family = encoder.encode_descriptor("opentunnel_queue_depth", help, None, Gauge)?;

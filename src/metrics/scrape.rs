@@ -5,11 +5,20 @@ use crate::context::Context;
 use crate::status::main_condition;
 use crate::step::Lane;
 use crate::watch::Watch;
+use opentunnel_api::{Connection, ConnectionStatus};
 
 /// What the operator has now.
 pub fn snapshot(ctx: &Context, watches: &[Watch]) -> Snapshot {
     let mut tunnels = ByReason::default();
+    let is = |connection: &Option<Connection>| {
+        u64::from(connection.as_ref().is_some_and(|c| c.status == ConnectionStatus::Connected))
+    };
+    let (mut sources, mut destinations) = (0, 0);
     for tunnel in watches.iter().flat_map(Watch::tunnels) {
+        if let Some(status) = &tunnel.status {
+            sources += is(&status.source_connection);
+            destinations += is(&status.destination_connection);
+        }
         let conditions = tunnel.status.as_ref().and_then(|status| status.conditions.as_deref());
         tunnels.add(conditions.and_then(main_condition).map(|main| main.reason.as_str()));
     }
@@ -17,5 +26,5 @@ pub fn snapshot(ctx: &Context, watches: &[Watch]) -> Snapshot {
         let pacer = ctx.account.pacers.lane(lane);
         Queue { operation: lane.operation(), depth: pacer.depth(), shut: pacer.gate().map(|gate| gate.cause) }
     };
-    Snapshot { tunnels, queues: Lane::ALL.map(queue), leads: ctx.leader.leads() }
+    Snapshot { tunnels, sources, destinations, queues: Lane::ALL.map(queue), leads: ctx.leader.leads() }
 }

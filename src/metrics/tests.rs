@@ -56,7 +56,7 @@ fn live() -> Metrics {
         tunnels.add(None);
         (0..100).for_each(|n| tunnels.add(Some(&format!("reason-{n}"))));
         let queue = |operation| Queue { operation, depth: 7, shut: Some(CallErrorKind::Throttled) };
-        Snapshot { tunnels, queues: PACED.map(queue), leads: true }
+        Snapshot { tunnels, sources: 1, destinations: 2, queues: PACED.map(queue), leads: true }
     });
     metrics
 }

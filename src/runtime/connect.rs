@@ -4,7 +4,7 @@ use crate::account::{Account, Use};
 use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{CloseOrphans, Run};
-use crate::context::{Context, TakesSecrets};
+use crate::context::{Context, TakesSecrets, Things};
 use crate::facts::Limits;
 use crate::kubernetes::{self, Kubernetes};
 use crate::leader::{Election, Leadership};
@@ -74,6 +74,7 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
         memories: Memories::default(),
         owned: OwnedSecrets::default(),
         takes_secrets: TakesSecrets::default(),
+        things: Things::default(),
         wake,
         metrics,
     };

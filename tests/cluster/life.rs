@@ -365,3 +365,20 @@ async fn who_is_connected_stands_in_the_status_and_a_change_is_one_write() {
     let columns = world.kubectl(&["get", "tun", "plain", "-o", "wide"]).await.out;
     assert!(columns.contains("DISCONNECTED") && columns.contains(" CONNECTED"), "{columns}");
 }
+
+#[tokio::test]
+async fn a_second_tunnel_for_a_thing_is_told_on_the_newer_one() {
+    let world = World::new().await;
+    let _operator = world.operator().await;
+    let tunnel = |name: &str| {
+        manifest("{destination: {thingName: pump, services: [SSH]}}").replace("name: plain", &format!("name: {name}"))
+    };
+    world.apply(&tunnel("plain")).await;
+    world.wait_ready("plain").await;
+    // Two Tunnels of the same second are ordered by their UIDs.
+    sleep(Duration::from_millis(1100)).await;
+    world.apply(&tunnel("second")).await;
+    world.wait_ready("second").await;
+    world.wait_event("second", "Warning ThingHasTunnel").await;
+    assert_eq!(world.events("plain").await, ["Normal Opened"]);
+}

@@ -346,6 +346,7 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
             tags_failed: dice.maybe(|dice| (7, dice.mono())),
             connections: dice.maybe(Dice::mono),
             told_unconnected: dice.next(2) == 0,
+            new: dice.next(2) == 0,
         },
         ending: Ending { closed: ids(dice), foreign: ids(dice), ..Ending::default() },
         owned: dice.maybe(|dice| tunnel_ref(dice, object)).into_iter().collect(),
@@ -424,6 +425,7 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
         gate: None,
         trouble: dice.maybe(|_| "t".repeat(5000)),
         tags: object.spec.request.tags.iter().cloned().collect(),
+        rival: dice.maybe(|_| "edge/other".into()),
         takes_secrets: dice.next(2) == 0,
     }
 }

@@ -131,7 +131,7 @@ pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<
 
 /// What the product remembers, where a rule is left out.
 fn without(memory: Memory, reconcile: &Reconcile, rules: &Rules) -> Memory {
-    if !rules.no_late_rotation && !rules.no_identity && !rules.no_word {
+    if !rules.no_late_rotation && !rules.no_identity && !rules.no_word && !rules.settled {
         return memory;
     }
     let mut content = memory.into_inner();
@@ -142,6 +142,9 @@ fn without(memory: Memory, reconcile: &Reconcile, rules: &Rules) -> Memory {
         let known = |t: &TunnelRef, content: &opentunnel_operator::memory::Remembered| content.owned.contains(t);
         let named = reconcile.view.tunnel.map(operator::tunnel).filter(|t| !known(t, &content));
         content.owned.extend(named);
+    }
+    if rules.settled && reconcile.view.closed {
+        content.opening.claim = None;
     }
     if rules.no_word && reconcile.view.closed {
         let id = reconcile.view.tunnel.map(|n| operator::tunnel(n).id);

@@ -131,9 +131,7 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
             end_reason: object
                 .end
                 .filter(|_| object.closed || !rules.way_back || specs[usize::from(object.spec)].suspend),
-            // The rule is left out by what the decision is told.
-            attempt: if rules.settled && object.closed { object.claim.map(|(_, n)| n) } else { object.attempt }
-                .map(attempt),
+            attempt: object.attempt.map(attempt),
             opened_with: object.opened_with.filter(|_| rules.recreate).map(request_digest),
         }
     });
@@ -244,6 +242,7 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
         gate: None,
         trouble: operator.memory.as_ref().filter(|m| m.trouble).map(|_| String::new()),
         tags: Tags::new(),
+        rival: None,
         takes_secrets: true,
     }
 }

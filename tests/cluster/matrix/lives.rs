@@ -72,7 +72,7 @@ pub enum Ending {
 impl Life {
     /// All that an operator may be killed in. (A claim that is wiped in the moment of a crash may leave a tunnel
     /// behind: docs/protocol.md says so.)
-    pub const KILLED: [Self; 18] = [
+    pub const KILLED: [Self; 11] = [
         Self::Open,
         Self::OpenTwoSecrets,
         Self::OpenAnswerLost,
@@ -84,6 +84,10 @@ impl Life {
         Self::SecretLost,
         Self::SecretsChanged,
         Self::SideAdded,
+    ];
+
+    /// Those that come later in a Tunnel's life, and a start with a leftover.
+    pub const LATER: [Self; 7] = [
         Self::Suspended,
         Self::Resumed,
         Self::Recreated,
@@ -95,13 +99,9 @@ impl Life {
 
     /// All of them.
     pub const ALL: [Self; 19] = {
-        let mut all = [Self::Replaced; 19];
-        let mut n = 0;
-        while n < Self::KILLED.len() {
-            all[n] = Self::KILLED[n];
-            n += 1;
-        }
-        all
+        let [a, b, c, d, e, f, g, h, i, j, k] = Self::KILLED;
+        let [l, m, n, o, p, q, r] = Self::LATER;
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, Self::Replaced]
     };
 
     fn spec(self) -> Value {

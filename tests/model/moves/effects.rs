@@ -67,7 +67,7 @@ impl Effect<'_> {
                 let surplus = (uid, number(&attempt.0), number(&tunnel.id.0));
                 self.world.operators[self.i].surplus.push(surplus);
             }
-            Step::Queue(_) | Step::Reuse { .. } | Step::Forget | Step::TellUnconnected => {}
+            Step::Queue(_) | Step::Reuse { .. } | Step::Forget | Step::TellUnconnected | Step::TellRival(_) => {}
         }
         Some(Outcome::Done)
     }
@@ -178,9 +178,10 @@ impl Effect<'_> {
         if self.rules.forgets_request && matches!(change, Change::Opened { .. } | Change::OpenedInVain { .. }) {
             after.tunnel.iter_mut().for_each(|t| t.opened_with = Some(object.spec.request.digest()));
         }
+        let unnamed = self.world.object.as_ref().is_none_or(|o| o.tunnel != self.reconcile.view.tunnel);
         let unwritten = match change {
             Change::Rotating { .. } => self.rules.no_rotation_claim,
-            Change::Closing(_) => self.rules.closes_ready || self.rules.closes_unnamed,
+            Change::Closing(_) => self.rules.closes_ready || (self.rules.closes_unnamed && unnamed),
             Change::Adopted { .. } => self.rules.closes_unnamed && object.spec.suspend,
             _ => false,
         };
