@@ -72,8 +72,7 @@ model: ## Model-check decide and the election further than `make test` does (15 
 # All of it; `make test` runs a part of what takes minutes, which is left out here.
 matrix: cluster ## Print the matrix: each life of a Tunnel with every fault at every request (docs/testing.md)
 	@cargo test --test cluster -- matrix:: stale:: outage:: restore:: --nocapture --include-ignored \
-		--skip main_lives --skip recovery_of_a_tunnel --skip late_or_not --skip for_a_while --skip comes_back_changes \
-		--skip once_it_is_carried_out
+		--skip main_lives --skip recovery_of_a_tunnel --skip late_or_not --skip for_a_while --skip comes_back_changes
 
 # libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
 # a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.

@@ -195,7 +195,10 @@ mod tests {
         for (change, expected) in [
             (Change::Opened { opening: opening.clone(), generation: 1, secrets }, Some((false, "Opened"))),
             (Change::OpenedInVain { opening, generation: 1, report: in_conflict }, Some((true, "SecretConflict"))),
-            (Change::Adopted { found, generation: 2, handled: None }, Some((false, "Adopted"))),
+            (
+                Change::Adopted { found, generation: 2, handled: None, connections: Connections::default() },
+                Some((false, "Adopted")),
+            ),
             (Change::Rotating { generation: 2, mode: ClientMode::All, redone: None }, None),
             (Change::Rotated { secrets: vec![], handled: None }, Some((false, "TokensRotated"))),
             (Change::SecretsUpdated(vec![]), Some((false, "SecretsUpdated"))),

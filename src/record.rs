@@ -135,6 +135,8 @@ pub enum Change {
         generation: i64,
         /// The value of the annotation that asks for a rotation: this is one.
         handled: Option<String>,
+        /// Whether the two sides are connected, as the search has found it.
+        connections: Connections,
     },
     /// A rotation is claimed.
     Rotating {
@@ -349,7 +351,7 @@ impl Record {
                 // Nobody can be connected yet: it costs no write to say so.
                 record.connections = Connections::none();
             }
-            Change::Adopted { found, generation, handled } => {
+            Change::Adopted { found, generation, handled, connections } => {
                 record.tunnel = Some(RecordedTunnel {
                     attempt: Some(found.owner.attempt.clone()),
                     opened_with: found.opened_with.clone(),
@@ -358,6 +360,7 @@ impl Record {
                 record.token_generation = *generation;
                 record.handled_rotate_at = handled.clone();
                 record.begins();
+                record.connections = connections.clone();
             }
             Change::Rotating { generation, .. } => record.token_generation = *generation,
             Change::Rotated { handled, .. } => {
@@ -485,7 +488,7 @@ mod tests {
         let attempt = Attempt("a".into());
         let owner = Owner { cluster: "c".into(), namespace: "edge".into(), uid: "u".into(), attempt };
         let found = Found { tunnel: tunnel("t"), owner, created_at: at(1_500), opened_with: None };
-        Change::Adopted { found, generation: 2, handled: None }
+        Change::Adopted { found, generation: 2, handled: None, connections: Connections::default() }
     }
 
     fn rotating() -> Change {

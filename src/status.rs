@@ -181,6 +181,7 @@ mod tests {
                 found: Found { tunnel: tunnel(), owner, created_at: at(90), opened_with: None },
                 generation: 2,
                 handled: None,
+                connections: Connections::default(),
             },
             Change::Rotating { generation: 3, mode: ClientMode::All, redone: None },
             Change::Rotated { secrets: statuses(), handled: None },

@@ -2,6 +2,7 @@
 //! answers, and how a call can fail.
 
 use crate::clock::Mono;
+use crate::record::Connections;
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::{ClientMode, Connection, DEFAULT_LIFETIME_MINUTES, GENERATION_TAG, OWNER_TAG, TunnelState};
 use secrecy::{ExposeSecret, SecretString};
@@ -264,6 +265,11 @@ pub struct Details {
 }
 
 impl Details {
+    /// Whether the two sides are connected.
+    pub fn connections(&self) -> Connections {
+        Connections { source: self.source.clone(), destination: self.destination.clone() }
+    }
+
     /// The generation of its newest tokens, by its tag. `None`: the tag is not there, or is no such number.
     pub fn generation(&self) -> Option<i64> {
         self.tags.get(GENERATION_TAG)?.parse().ok().filter(|g| opentunnel_api::GENERATIONS.contains(g))

@@ -6,7 +6,7 @@ use super::{Case, later, signed};
 use crate::clock;
 use crate::memory::AnswerOf;
 use crate::pacer::Turn;
-use crate::record::{Change, Phase, RecordedTunnel, reopen};
+use crate::record::{Change, Connections, Phase, RecordedTunnel, reopen};
 use crate::step::{Report, Step, Wait};
 use crate::tunnels::{Found, InAccount, Life, Owner, TunnelRef};
 use jiff::Timestamp;
@@ -129,7 +129,8 @@ impl Case<'_> {
         // that a call under way is about to close.
         if let Some(found) = self.unnamed_found() {
             let generation = self.generation_above(record.token_generation + 1);
-            return Step::Record(Change::Adopted { found, generation, handled: record.handled_rotate_at.clone() });
+            let (handled, connections) = (record.handled_rotate_at.clone(), Connections::default());
+            return Step::Record(Change::Adopted { found, generation, handled, connections });
         }
         let down = self.memory.ending.down.unwrap_or(self.now.mono);
         let reason = Reason::Suspended;

@@ -29,7 +29,9 @@ impl Case<'_> {
             // Two above: the tokens of its late opener are one above.
             let generation = self.generation_above(self.object.record.token_generation + 1);
             let handled = self.object.rotate.as_ref().map(|rotate| rotate.value.clone());
-            return Step::Record(Change::Adopted { found: found.clone(), generation, handled });
+            let details = self.described(&found.tunnel.id).and_then(|described| described.details.as_ref());
+            let connections = details.map(|(details, _)| details.connections()).unwrap_or_default();
+            return Step::Record(Change::Adopted { found: found.clone(), generation, handled, connections });
         }
         // Nothing is opened; but what an earlier call may have opened does not wait for a Secret's name.
         if self.foreign_secret().is_some() {

@@ -168,7 +168,7 @@ fn ready(name: &'static str, n: u8, elects: bool) -> Scenario {
 
 #[test]
 fn a_suspended_tunnel_has_none_and_opens_another_later() {
-    let states = if large() { 3_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 60_000 };
     run(&[
         suspended(scenario("suspended and resumed", ONE, any(0), true)),
         first(states, suspended(scenario("two at once, suspended and resumed", ONE, any(0), false))),
@@ -180,7 +180,7 @@ fn a_suspended_tunnel_has_none_and_opens_another_later() {
 
 #[test]
 fn a_closed_tunnel_is_followed_by_another() {
-    let states = if large() { 3_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 60_000 };
     let expiry = |s: Scenario| Scenario { rules: Rules { reopen: ReopenPolicy::OnExpiry, ..s.rules }, ..s };
     let clock = Budget { all: 2, clock: 1, crashes: 1, leads: 1, api: 1, aws: 1, user: 1, ..Budget::default() };
     run(&[
@@ -197,7 +197,7 @@ fn a_closed_tunnel_is_followed_by_another() {
 
 #[test]
 fn a_changed_tunnel_is_replaced_by_one_that_is_as_the_spec_says() {
-    let states = if large() { 3_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 60_000 };
     run(&[
         recreated(scenario("recreated", ONE, any(0), true)),
         first(states, recreated(scenario("two at once, recreated", ONE, any(0), false))),

@@ -156,7 +156,7 @@ table! {
         => Record(Change::Suspended),
     what_is_found_is_named_before_it_is_closed: claim_found().suspended()
         .searched(MONO, vec![found("t1", "theirs", 11_000)])
-        => Record(Change::Adopted { found, generation: 2, handled: None }) if t1(&found.tunnel),
+        => Record(Change::Adopted { found, generation: 2, handled: None, .. }) if t1(&found.tunnel),
     that_is_no_rotation_that_was_asked_for: claim_found().suspended()
         .with(|s| s.object.rotate = Some(crate::read::RotateRequest { value: "new".into(), mode: None }))
         .searched(MONO, vec![found("t1", "theirs", 11_000)]) => Record(Change::Adopted { handled: None, .. }),

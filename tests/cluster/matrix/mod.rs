@@ -32,12 +32,10 @@ use tokio::time::Instant;
 /// Of the operator.
 const KILLS: [Fault; 3] =
     [Fault::Kill(Moment::BeforeForward), Fault::Kill(Moment::AfterCommit), Fault::Kill(Moment::AfterAnswer)];
-/// The one of them that leaves the most behind: what was asked for is done, and nobody knows.
-const KILL: [Fault; 1] = [Fault::Kill(Moment::AfterCommit)];
 /// Those that `make test` goes through with faults other than kills: they have requests of every kind.
 const MAIN_LIVES: [Life; 4] = [Life::Open, Life::SecretLost, Life::Delete, Life::ClosedByOthers];
 /// Runs at once: they wait far more than they compute.
-static AT_ONCE: Semaphore = Semaphore::const_new(40);
+static AT_ONCE: Semaphore = Semaphore::const_new(24);
 /// Runs at once of a product that is broken.
 static BROKEN_AT_ONCE: Semaphore = Semaphore::const_new(5);
 /// A run whose request did not come is made anew so often.
@@ -190,14 +188,6 @@ async fn every_request_is_a_crash_point() {
     let begun = Instant::now();
     let table = matrix(&Life::KILLED, &KILLS, Product::Whole).await;
     println!("{table}\nfigure: crash matrix | {}", table.figures(begun.elapsed()));
-    promise_held(&table);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_request_of_a_later_life_is_a_crash_point_once_it_is_carried_out() {
-    let begun = Instant::now();
-    let table = matrix(&Life::LATER, &KILL, Product::Whole).await;
-    println!("{table}\nfigure: crash matrix, later lives | {}", table.figures(begun.elapsed()));
     promise_held(&table);
 }
 

@@ -97,7 +97,7 @@ impl Place {
 
     fn in_place(&self, settings: Settings) -> Settings {
         // Longer than what a machine under load takes: a call that is given up is another life.
-        settings.flag("--aws-timeout", "2s").flag("--recovery-grace", "7100ms")
+        settings.flag("--aws-timeout", "3s").flag("--recovery-grace", "8100ms")
     }
 }
 

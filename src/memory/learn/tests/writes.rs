@@ -1,7 +1,7 @@
 //! Of writes of Secrets and of the status, and of what needs no effect.
 
 use super::*;
-use crate::record::Opening;
+use crate::record::{Connections, Opening};
 
 #[test]
 fn a_trial_and_the_secrets_that_were_written_are_remembered() {
@@ -84,7 +84,7 @@ fn a_status_write_settles_what_it_tells() {
         ("Opening", conflict, (false, false, true, all(5, false, lost), Some(3))),
         (
             "Opening",
-            Change::Adopted { found: found(), generation: 6, handled: None },
+            Change::Adopted { found: found(), generation: 6, handled: None, connections: Connections::default() },
             (false, true, true, all(6, false, RotationStage::Claimed), None),
         ),
         ("Rotating", Change::Rotated { secrets: vec![], handled: None }, (false, false, false, None, Some(3))),
