@@ -104,14 +104,15 @@ impl Case<'_> {
 
     /// The tunnel is closed because of `reason`, [`Reason::Suspended`] or [`Reason::Recreating`].
     pub(super) fn close_for(&self, tunnel: &RecordedTunnel, reason: Reason) -> Step {
-        if let Some(end) = self.has_ended(tunnel) {
+        // Its end is not written before that of another one that is in hand or was found: nobody would look for it then.
+        let surplus = self.unnamed(Some(tunnel));
+        if let (None, Some(end)) = (&surplus, self.has_ended(tunnel)) {
             return self.end(End { reason, ..end });
         }
         // It is Ready no more before its tokens are dead.
         if tunnel.end_reason != Some(reason) || self.object.record.is_ready() {
             return Step::Record(Change::Closing(reason));
         }
-        let surplus = self.unnamed(Some(tunnel));
         let (close, opened_at) = surplus.unwrap_or_else(|| (tunnel.reference.clone(), tunnel.opened_at));
         if let Some(step) = self.describe_refused(&close.id) {
             return step;

@@ -98,7 +98,8 @@ impl Out<'_> {
         let next = match self.from {
             Some((from, attempts)) => {
                 let world = next.world.canonical(attempts);
-                if world == *from {
+                // Two forms that become each other differ in what things are called alone.
+                if world == *from || world.clone().canonical(attempts) == *from {
                     return;
                 }
                 Next { world, ..next }
