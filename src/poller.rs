@@ -10,7 +10,6 @@ use crate::clock::{Clock, Mono};
 use crate::orphans::Candidate;
 use crate::orphans::sightings::{Answer, Answers, Sightings};
 use crate::read::{Key, read};
-use crate::record::Connections;
 use crate::tunnels::{CallError, CallErrorKind, Described, Details, Life, Search, TunnelId};
 use jiff::Timestamp;
 use opentunnel_api::Tunnel;
@@ -366,9 +365,8 @@ impl Poller {
 /// shows and wants.
 fn is_news(tunnel: &Tunnel, details: &Details) -> bool {
     let Ok(object) = read(tunnel) else { return false };
-    let connections = Connections { source: details.source.clone(), destination: details.destination.clone() };
     let tags = &object.spec.request.tags;
-    connections.is_news(&object.record.connections)
+    details.connections().is_news(&object.record.connections)
         || details.generation() > Some(object.record.token_generation)
         || tags.iter().any(|(key, value)| details.tags.get(key) != Some(value))
         || object.record.tag_keys.iter().any(|key| !details.tags.contains_key(key))

@@ -4,7 +4,7 @@ use super::{Case, later};
 use crate::clock::{self, Mono};
 use crate::memory::RotationStage;
 use crate::memory::redone::Damage;
-use crate::record::{Change, Connections, RecordedTunnel};
+use crate::record::{Change, RecordedTunnel};
 use crate::step::{Lane, Need, Report, Step, Wait};
 use crate::tunnels::{Details, Life, Tags, TunnelId, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
@@ -99,10 +99,7 @@ impl Case<'_> {
         if self.memory.ending.expired.is_none() {
             wakes.push(self.at(tunnel.expires_at));
         }
-        let shown = self.details(&tunnel.reference.id).map(|(details, _)| Connections {
-            source: details.source.clone(),
-            destination: details.destination.clone(),
-        });
+        let shown = self.details(&tunnel.reference.id).map(|(details, _)| details.connections());
         // Nobody has told whether it is connected before AWS was asked.
         let destination = shown.as_ref().and_then(|shown| shown.destination.clone());
         if let Some(shown) = shown.filter(|shown| shown.is_news(&record.connections)) {

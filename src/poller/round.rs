@@ -120,9 +120,11 @@ impl Poller {
             let Some(summary) = listed.get(&watched.id).filter(|s| s.state == TunnelState::Open) else { continue };
             let updated_at = summary.last_updated_at;
             let details = state.described.get(&watched.id).and_then(|described| described.details.as_ref());
-            let moved = state.refreshed.get(&watched.id).is_some_and(|at| *at != updated_at);
+            let refreshed = state.refreshed.get(&watched.id);
+            let moved = refreshed.is_some_and(|at| *at != updated_at);
             let asked = details.map(|(_, asked)| *asked);
-            if moved || asked.is_none_or(|asked| now >= asked + every) {
+            // One that was described for another reason is described once more: of what change that told is not known.
+            if moved || refreshed.is_none() || asked.is_none_or(|asked| now >= asked + every) {
                 due.push((moved, asked, Refresh { watched: watched.clone(), updated_at }));
             }
         }

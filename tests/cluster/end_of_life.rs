@@ -16,10 +16,6 @@ async fn ready(world: &World, spec: &str) -> String {
     status(&tunnel).tunnel_id.clone().expect("an ID")
 }
 
-fn calls(world: &World, operation: &str) -> usize {
-    world.aws.calls().iter().filter(|c| c.operation == operation).count()
-}
-
 async fn assert_gone(world: &World) {
     world.wait_no_tunnel("plain").await;
     world.wait_no_secret("plain-tokens").await;
@@ -33,7 +29,7 @@ async fn deletion_closes_the_tunnel_first() {
     world.delete("plain").await;
     assert_gone(&world).await;
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
-    assert_eq!(calls(&world, "CloseTunnel"), 1);
+    assert_eq!(world.calls_of("CloseTunnel"), 1);
     assert_eq!(world.events("plain").await, ["Normal Opened", "Normal Closed"]);
 }
 
@@ -47,7 +43,7 @@ async fn a_deletion_during_the_opening_waits_for_its_answer_and_no_longer() {
     world.delete("plain").await;
     assert_gone(&world).await;
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);
-    assert_eq!(calls(&world, "ListTunnels"), 0, "what was opened is known: it is not searched for");
+    assert_eq!(world.calls_of("ListTunnels"), 0, "what was opened is known: it is not searched for");
     let writes: Vec<String> = world.writes().await.iter().map(ToString::to_string).collect();
     // A dry run whether a Secret would be taken, the claim, the Event, the finalizer.
     let trial = "create secrets plain-tokens: 201";
@@ -64,7 +60,7 @@ async fn a_retained_tunnel_stays_open_without_an_owner() {
     let tunnel = &world.aws.tunnels()[0];
     assert_eq!(tunnel.status, TunnelStatus::Open);
     assert_eq!(tunnel.tags.keys().collect::<Vec<_>>(), ["team"]);
-    assert_eq!(calls(&world, "CloseTunnel"), 0);
+    assert_eq!(world.calls_of("CloseTunnel"), 0);
 }
 
 #[tokio::test]
@@ -89,11 +85,11 @@ async fn a_tunnel_closed_by_somebody_else_has_ended_and_its_secret_is_gone() {
     assert_eq!(status(&tunnel).state.map(|s| format!("{s:?}")), Some("Closed".into()));
     assert!(status(&tunnel).closed_at.is_some());
     world.wait_no_secret("plain-tokens").await;
-    assert_eq!(calls(&world, "OpenTunnel"), 1, "it is not opened again");
+    assert_eq!(world.calls_of("OpenTunnel"), 1, "it is not opened again");
     // It is known to be closed: deletion needs no call.
     world.delete("plain").await;
     assert_gone(&world).await;
-    assert_eq!(calls(&world, "CloseTunnel"), 0);
+    assert_eq!(world.calls_of("CloseTunnel"), 0);
 }
 
 #[tokio::test]
@@ -125,7 +121,7 @@ async fn at_expires_at_a_timer_asks_aws_once() {
     ready(&world, "{timeout: {maxLifetimeTimeoutMinutes: 1}}").await;
     world.wait_condition("plain", ("Ended", "True", "Expired")).await;
     world.wait_no_secret("plain-tokens").await;
-    assert_eq!(calls(&world, "DescribeTunnel"), 1);
+    assert_eq!(world.calls_of("DescribeTunnel"), 1);
 }
 
 #[tokio::test]

@@ -16,26 +16,12 @@ fn manifest(spec: &str) -> String {
     format!("{{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {{name: plain}}, spec: {spec}}}")
 }
 
-fn calls(world: &World, operation: &str) -> usize {
-    world.aws.calls().iter().filter(|c| c.operation == operation).count()
-}
-
 fn open(world: &World) -> Vec<TunnelInfo> {
     world.aws.tunnels().into_iter().filter(|t| t.status == TunnelStatus::Open).collect()
 }
 
 fn id(tunnel: &Tunnel) -> String {
     status(tunnel).tunnel_id.clone().expect("an ID")
-}
-
-/// What the Secret holds are live tokens of the only open tunnel, which the status names.
-async fn assert_live(world: &World, tunnel: &Tunnel) {
-    let open = open(world);
-    assert_eq!(open.iter().map(|t| t.tunnel_id.clone()).collect::<Vec<_>>(), [id(tunnel)]);
-    let data = world.secret_data("plain-tokens").await.expect("a Secret");
-    let live = world.aws.live_tokens(&id(tunnel)).expect("an open tunnel");
-    assert!(data["sourceAccessToken"] == live.source, "the source's token is dead");
-    assert!(data["destinationAccessToken"] == live.destination, "the destination's token is dead");
 }
 
 async fn annotate(world: &World, annotations: &[&str]) {
@@ -65,9 +51,9 @@ async fn a_suspended_tunnel_is_closed_and_a_resumed_one_is_a_new_one() {
     world.apply(&manifest("{suspend: false}")).await;
     let second = world.wait_ready("plain").await;
     assert_ne!(id(&first), id(&second));
-    assert_live(&world, &second).await;
+    world.assert_live(&second, "plain-tokens").await;
     assert_eq!(status(&second).token_generation, Some(2), "a Secret is never written over a newer one");
-    assert_eq!((calls(&world, "OpenTunnel"), calls(&world, "CloseTunnel")), (2, 1));
+    assert_eq!((world.calls_of("OpenTunnel"), world.calls_of("CloseTunnel")), (2, 1));
     let events = world.events("plain").await;
     assert_eq!(events, ["Normal Opened", "Normal Suspended", "Normal Opened"]);
 }
@@ -78,12 +64,12 @@ async fn a_tunnel_that_is_created_suspended_is_opened_when_it_is_resumed() {
     let operator = world.operator().await;
     world.apply(&manifest("{suspend: true}")).await;
     world.wait_condition("plain", ("Ended", "True", "Suspended")).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 0);
+    assert_eq!(world.calls_of("OpenTunnel"), 0);
     operator.kill();
     let _operator = world.operator().await;
     world.apply(&manifest("{suspend: false}")).await;
     world.wait_ready("plain").await;
-    assert_eq!(calls(&world, "OpenTunnel"), 1);
+    assert_eq!(world.calls_of("OpenTunnel"), 1);
 }
 
 #[tokio::test]
@@ -100,7 +86,7 @@ async fn a_suspension_during_the_opening_leaves_nothing_open_also_after_a_crash(
     assert_eq!(open(&world), []);
     world.delete("plain").await;
     world.wait_no_tunnel("plain").await;
-    assert_eq!(calls(&world, "OpenTunnel"), 1);
+    assert_eq!(world.calls_of("OpenTunnel"), 1);
 }
 
 #[tokio::test]
@@ -113,11 +99,11 @@ async fn a_suspended_tunnel_is_deleted_at_once_also_after_a_restart() {
     world.wait_condition("plain", ("Ended", "True", "Suspended")).await;
     operator.kill();
     let _operator = world.operator().await;
-    let before = calls(&world, "ListTunnels");
+    let before = world.calls_of("ListTunnels");
     world.delete("plain").await;
     world.wait_no_tunnel("plain").await;
-    assert_eq!(calls(&world, "CloseTunnel"), 1);
-    assert!(calls(&world, "ListTunnels") <= before + 2, "nothing is searched for");
+    assert_eq!(world.calls_of("CloseTunnel"), 1);
+    assert!(world.calls_of("ListTunnels") <= before + 2, "nothing is searched for");
 }
 
 #[tokio::test]
@@ -136,14 +122,14 @@ async fn recreate_closes_the_tunnel_and_opens_one_with_the_new_spec() {
     let new = |t: &Tunnel| status(t).tunnel_id != status(&first).tunnel_id;
     world.wait_for("plain", "another tunnel", new).await;
     let second = world.wait_ready("plain").await;
-    assert_live(&world, &second).await;
+    world.assert_live(&second, "plain-tokens").await;
     assert_eq!(open(&world)[0].thing_name.as_deref(), Some("second"));
-    assert_eq!((calls(&world, "OpenTunnel"), calls(&world, "CloseTunnel")), (2, 1));
+    assert_eq!((world.calls_of("OpenTunnel"), world.calls_of("CloseTunnel")), (2, 1));
     assert_eq!(status(&second).observed_generation, Some(2));
     // The order of the services, and a policy alone, are no change.
     world.apply(&spec("second", "Immutable")).await;
     world.wait_for("plain", "observed", |t| status(t).observed_generation == Some(3)).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 2);
+    assert_eq!(world.calls_of("OpenTunnel"), 2);
 }
 
 #[tokio::test]
@@ -158,7 +144,7 @@ async fn recreate_while_aws_is_full_waits_and_says_so() {
     assert_eq!(open(&world), [], "never two at once");
     world.aws.set_faults([]);
     let second = world.wait_ready("plain").await;
-    assert_live(&world, &second).await;
+    world.assert_live(&second, "plain-tokens").await;
     assert_eq!(open(&world)[0].description.as_deref(), Some("two"));
 }
 
@@ -172,8 +158,8 @@ async fn an_expired_tunnel_is_opened_again_where_the_policy_wants_it() {
     let new = |t: &Tunnel| status(t).tunnel_id != status(&first).tunnel_id;
     world.wait_for("plain", "another tunnel", new).await;
     let second = world.wait_ready("plain").await;
-    assert_live(&world, &second).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 2);
+    world.assert_live(&second, "plain-tokens").await;
+    assert_eq!(world.calls_of("OpenTunnel"), 2);
 }
 
 #[tokio::test]
@@ -188,7 +174,7 @@ async fn a_tunnel_that_somebody_closes_stays_closed_unless_the_policy_is_always(
     // The policy may be changed afterwards.
     world.apply(&manifest("{reopenPolicy: Always}")).await;
     let second = world.wait_ready("plain").await;
-    assert_live(&world, &second).await;
+    world.assert_live(&second, "plain-tokens").await;
 
     world.aws.close(&id(&second)).expect("it is open");
     let backs_off = world.wait_condition("plain", ("Ready", "False", "Opening")).await;
@@ -200,7 +186,7 @@ async fn a_tunnel_that_somebody_closes_stays_closed_unless_the_policy_is_always(
     operator.kill();
     let _operator = world.operator().await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 2, "not before its time");
+    assert_eq!(world.calls_of("OpenTunnel"), 2, "not before its time");
     let backs_off = world.tunnel("plain").await;
     assert_eq!(status(&backs_off).reopen, Some(reopen));
     world.apply(&manifest("{reopenPolicy: Never}")).await;
@@ -225,8 +211,8 @@ async fn a_crash_in_a_second_opening_neither_doubles_nor_loses_a_tunnel() {
     let _operator = world.operator().await;
     let second = world.wait_ready("plain").await;
     assert_ne!(id(&first), id(&second));
-    assert_live(&world, &second).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 2, "what was opened is found and adopted");
+    world.assert_live(&second, "plain-tokens").await;
+    assert_eq!(world.calls_of("OpenTunnel"), 2, "what was opened is found and adopted");
 }
 
 fn tags(world: &World) -> BTreeMap<String, String> {
@@ -275,10 +261,10 @@ async fn tags_follow_the_spec_both_ways_and_those_of_others_stay() {
         json!(["cost", "new", "team"]),
     )
     .await;
-    assert_eq!((calls(&world, "TagResource"), calls(&world, "UntagResource")), (1, 0), "a change is one call");
+    assert_eq!((world.calls_of("TagResource"), world.calls_of("UntagResource")), (1, 0), "a change is one call");
     world.apply(&manifest("{}")).await;
     wait_tags(&world, json!({"team": "nobody", "cost": "iot", "theirs": "1"}), json!(["cost", "team"])).await;
-    assert_eq!(calls(&world, "RotateTunnelAccessToken"), 0, "tokens have nothing to do with it");
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), 0, "tokens have nothing to do with it");
 
     // Somebody else changes one of the operator's: it is put right by the next refresh.
     world.aws.tag(&id(&tunnel), "team", None).expect("it is open");
@@ -298,7 +284,7 @@ async fn tags_that_aws_refuses_leave_the_tunnel_ready() {
     assert_eq!(main_condition(&tunnel).expect("one").reason, "Open");
     assert_eq!(status(&tunnel).observed_generation, Some(1), "the edit is not carried out yet");
     wait_tags(&world, json!({"team": "edge"}), json!(["team"])).await;
-    assert_eq!(calls(&world, "RotateTunnelAccessToken"), 0);
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), 0);
 }
 
 #[tokio::test]
@@ -325,7 +311,7 @@ async fn an_annotation_rotates_once_per_value_and_only_the_side_that_it_names() 
     let tunnel = wait_generation(&world, 3).await;
     let last = world.aws.live_tokens(&id(&tunnel)).expect("open");
     assert!(last.source != after.source && last.destination != after.destination, "both, by default");
-    assert_eq!(calls(&world, "RotateTunnelAccessToken"), 2);
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), 2);
     let data = world.secret_data("plain-tokens").await.expect("a Secret");
     assert!(data["sourceAccessToken"] == last.source, "the Secret has the new one");
 }
@@ -338,7 +324,7 @@ async fn a_value_that_was_there_at_the_opening_rotates_nothing() {
     world.apply(&format!("{{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {metadata}}}")).await;
     let tunnel = world.wait_ready("plain").await;
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(calls(&world, "RotateTunnelAccessToken"), 0);
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), 0);
     assert_eq!(status(&tunnel).last_handled_rotate_at.as_deref(), Some("x"));
 }
 

@@ -6,7 +6,6 @@ use crate::support::namespace::{main_condition, status};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use opentunnel_api::Tunnel;
-use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -16,21 +15,13 @@ const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadat
 /// Long enough for what is done again and again to show.
 const SOME_TIME: Duration = Duration::from_secs(4);
 
-fn calls(world: &World, operation: &str) -> usize {
-    world.aws.calls().iter().filter(|c| c.operation == operation).count()
-}
-
 fn message(tunnel: &Tunnel) -> String {
     main_condition(tunnel).expect("a condition").message.clone()
 }
 
 async fn assert_live(world: &World) {
     let tunnel = world.wait_ready("plain").await;
-    let id = status(&tunnel).tunnel_id.clone().expect("an ID");
-    let data = world.secret_data("plain-tokens").await.expect("a Secret");
-    let live = world.aws.live_tokens(&id).expect("an open tunnel");
-    assert!(data["sourceAccessToken"] == live.source && data["destinationAccessToken"] == live.destination);
-    assert_eq!(world.aws.tunnels().iter().filter(|t| t.status == TunnelStatus::Open).count(), 1);
+    world.assert_live(&tunnel, "plain-tokens").await;
 }
 
 async fn patch_secret(world: &World, manager: &str, patch: Value) {
@@ -47,13 +38,13 @@ async fn under_a_policy(world: &World, changes: fn(&mut Value)) -> ApiProxy {
 
 async fn rests_with_secret_modified(world: &World) -> Tunnel {
     let stalled = world.wait_condition("plain", ("Ready", "False", "SecretModified")).await;
-    let (rotations, writes) = (calls(world, "RotateTunnelAccessToken"), world.writes().await.len());
+    let (rotations, writes) = (world.calls_of("RotateTunnelAccessToken"), world.writes().await.len());
     assert!(rotations <= 3, "{rotations} rotations");
     sleep(SOME_TIME).await;
-    assert_eq!(calls(world, "RotateTunnelAccessToken"), rotations, "it rests");
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), rotations, "it rests");
     // The Event of the condition may come yet.
     assert!(world.writes().await.len() <= writes + 1, "nothing is written");
-    assert_eq!(calls(world, "OpenTunnel"), 1, "never by a second tunnel");
+    assert_eq!(world.calls_of("OpenTunnel"), 1, "never by a second tunnel");
     stalled
 }
 
@@ -81,11 +72,11 @@ async fn a_policy_that_drops_annotations_or_labels_or_rewrites_a_value_is_told()
         let stalled = rests_with_secret_modified(&world).await;
         assert!(message(&stalled).contains("admission policy or webhook"), "{}", message(&stalled));
         // A restart does not begin anew.
-        let rotations = calls(&world, "RotateTunnelAccessToken");
+        let rotations = world.calls_of("RotateTunnelAccessToken");
         operator.kill();
         let _operator = world.operator_with(&world.settings().via(&proxy)).await;
         sleep(SOME_TIME).await;
-        assert_eq!(calls(&world, "RotateTunnelAccessToken"), rotations);
+        assert_eq!(world.calls_of("RotateTunnelAccessToken"), rotations);
         world.delete("plain").await;
         world.wait_no_tunnel("plain").await;
     }
@@ -132,7 +123,7 @@ async fn deleted_and_applied_again_while_the_old_secret_is_still_there_waits_for
     let waiting = world.tunnel("plain").await;
     let condition = main_condition(&waiting).expect("it is told after 5 s");
     assert_eq!((condition.reason.as_str(), condition.status.as_str()), ("Opening", "False"), "{}", condition.message);
-    assert_eq!(calls(&world, "OpenTunnel"), 1, "nothing is opened before the name is free");
+    assert_eq!(world.calls_of("OpenTunnel"), 1, "nothing is opened before the name is free");
     patch_secret(&world, "test", json!({"metadata": {"finalizers": null}})).await;
     let free = Instant::now();
     world.wait_ready("plain").await;
@@ -167,7 +158,7 @@ async fn a_secret_that_a_backup_brought_back_is_taken_over_with_new_tokens() {
     world.apply(PLAIN).await;
     world.wait_ready("plain").await;
     assert_live(&world).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 2);
+    assert_eq!(world.calls_of("OpenTunnel"), 2);
 }
 
 #[tokio::test]
@@ -183,7 +174,7 @@ async fn a_secret_of_somebody_else_is_not_taken_over_and_the_message_says_whose_
     world.apply(PLAIN).await;
     let stalled = world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
     assert!(message(&stalled).contains("controlled by nobody"), "{}", message(&stalled));
-    assert_eq!(calls(&world, "OpenTunnel"), 0);
+    assert_eq!(world.calls_of("OpenTunnel"), 0);
     world.secrets().delete("plain-tokens", &Default::default()).await.expect("it is there");
     assert_live(&world).await;
 }
@@ -241,7 +232,7 @@ async fn what_a_policy_refuses_is_not_paid_for() {
     let waiting = world.wait_condition("plain", ("Ready", "False", "Opening")).await;
     assert!(message(&waiting).contains("ask the platform team first"), "{}", message(&waiting));
     sleep(SOME_TIME).await;
-    assert_eq!(calls(&world, "OpenTunnel"), 0);
+    assert_eq!(world.calls_of("OpenTunnel"), 0);
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         let said = world.kubectl(&["delete", kind, &format!("{}-no-tokens", world.name)]).await;
         assert!(said.ok, "{}", said.err);

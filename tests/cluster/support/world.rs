@@ -5,14 +5,16 @@ use super::api_proxy::ApiProxy;
 use super::audit::{self, OPERATOR, Write};
 use super::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use super::log;
-use super::namespace::Namespace;
+use super::namespace::{Namespace, status};
 use super::operator::{Operator, Settings};
+use super::promise::dead_tokens;
 use super::tap::Tap;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
+use opentunnel_api::{ClientMode, Tunnel};
 use opentunnel_operator::leader::LEASE;
-use secure_tunneling_emulator::{Config, Emulator, Quotas};
+use secure_tunneling_emulator::{Config, Emulator, Quotas, TunnelStatus};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -62,6 +64,20 @@ impl World {
             dir,
             files: AtomicUsize::new(0),
         }
+    }
+
+    /// How often an operation of AWS was called.
+    pub fn calls_of(&self, operation: &str) -> usize {
+        self.aws.calls().iter().filter(|call| call.operation == operation).count()
+    }
+
+    /// The Tunnel's is the only tunnel that is open, and a Secret of both sides holds its live tokens.
+    pub async fn assert_live(&self, tunnel: &Tunnel, secret: &str) {
+        let id = status(tunnel).tunnel_id.clone().expect("an ID");
+        let open = self.aws.tunnels().into_iter().filter(|t| t.status == TunnelStatus::Open);
+        assert_eq!(open.map(|t| t.tunnel_id).collect::<Vec<_>>(), std::slice::from_ref(&id));
+        let dead = dead_tokens(self, &self.aws, &id, &[(secret, ClientMode::All)]).await;
+        assert!(dead.is_empty(), "{}", dead[0]);
     }
 
     /// Settings for an operator of this world, see [`Settings::quick`].
