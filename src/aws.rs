@@ -4,6 +4,8 @@
 //! OpenTunnel, which has no idempotency token, up to three times. (Credentials may be asked for again:
 //! STS and the Pod Identity agent keep the SDK's retries.) Every call has a time limit.
 
+mod connections;
+
 use crate::metrics::Metrics;
 use crate::tunnels::{
     CallError, CallErrorKind, Description, DestinationConfig, Details, InAccount, Life, OpenRequest, Operation, Owner,
@@ -62,8 +64,8 @@ impl Aws {
             .connect_timeout(timeout.min(Duration::from_secs(5)))
             .operation_timeout(timeout)
             .build();
-        // The latest behaviour honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY; those before 2025-08-07 do not.
-        let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).timeout_config(timeouts).load().await;
+        let defaults = aws_config::defaults(aws_config::BehaviorVersion::latest());
+        let config = defaults.timeout_config(timeouts).http_client(connections::http_client()).load().await;
         let region = config.region().ok_or(ConfigError::NoRegion)?.to_string();
         let credentials =
             config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
