@@ -1,7 +1,7 @@
 //! What users and others do to a Tunnel, as the administrator, who meets no weather.
 
 use super::ledger::{Data, Life};
-use super::plan::{Act, Spec};
+use super::plan::{self, Act, Spec, TAG};
 use super::scenario::Scenario;
 use crate::support::namespace::main_condition;
 use crate::support::promise::{Rule, Violation, dead_tokens};
@@ -10,9 +10,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use opentunnel_api::secret::{self, DIGEST_ANNOTATION, GENERATION_ANNOTATION};
-use opentunnel_api::{FINALIZER, OPENING_ANNOTATION, Tunnel};
+use opentunnel_api::{
+    FINALIZER, OPENING_ANNOTATION, ROTATE_AT_ANNOTATION, ROTATE_CLIENT_MODE_ANNOTATION, ReopenPolicy, Tunnel,
+};
 use opentunnel_operator::secrets::sha256;
-use secure_tunneling_emulator::TunnelStatus;
+use secure_tunneling_emulator::{ConnectionStatus, Connections};
 use serde_json::{Value, json};
 
 impl Scenario {
@@ -49,6 +51,33 @@ impl Scenario {
             Act::TakeName { forged } => self.take_name(number, forged).await,
             Act::FreeNames => self.free_names(number).await,
             Act::CloseTunnel { delete } => self.close_tunnel(number, delete),
+            Act::Suspend(suspend) if self.life(number).spec.suspend == suspend => false,
+            Act::Suspend(suspend) => {
+                self.life(number).renewed += usize::from(!suspend);
+                self.life(number).spec.suspend = suspend;
+                self.patch(number, json!({"spec": {"suspend": suspend}})).await
+            }
+            Act::Recreate => {
+                let name = self.slots[number].name.clone();
+                let life = self.life(number);
+                life.renewed += 1;
+                life.spec.recreate = true;
+                life.spec.thing ^= true;
+                let destination = life.spec.thing.then(|| plan::destination(&name));
+                self.patch(number, json!({"spec": {"updatePolicy": "Recreate", "destination": destination}})).await
+            }
+            Act::EditReopen(policy) => self.edit_reopen(number, policy).await,
+            Act::EditTag(value) => {
+                self.life(number).spec.tag = value;
+                self.patch(number, json!({"spec": {"tags": plan::tags(value)}})).await
+            }
+            Act::TakeTag => self.open_tunnel(number).is_some_and(|id| self.world.aws.tag(&id, TAG, None).is_ok()),
+            Act::Rotate(mode) => {
+                let now = jiff::Timestamp::now().to_string();
+                let annotations = json!({ROTATE_AT_ANNOTATION: now, ROTATE_CLIENT_MODE_ANNOTATION: mode});
+                self.patch(number, json!({"metadata": {"annotations": annotations}})).await
+            }
+            Act::Connect(up) => self.connect(number, up),
             Act::Look => self.look(number).await,
         };
         if done {
@@ -198,15 +227,39 @@ impl Scenario {
     }
 
     fn close_tunnel(&mut self, number: usize, delete: bool) -> bool {
-        let tunnels = self.world.aws.tunnels();
+        let Some(tunnel) = self.open_tunnel(number) else { return false };
         let life = self.life(number);
-        let mut open = tunnels.iter().filter(|t| t.status == TunnelStatus::Open);
-        let Some(tunnel) = open.find(|t| t.description.as_deref() == Some(&life.description)) else { return false };
-        life.closed.insert(tunnel.tunnel_id.clone());
+        life.closed.insert(tunnel.clone());
         life.removed += usize::from(delete);
         let aws = &self.world.aws;
-        let closed = if delete { aws.delete(&tunnel.tunnel_id) } else { aws.close(&tunnel.tunnel_id) };
+        let closed = if delete { aws.delete(&tunnel) } else { aws.close(&tunnel) };
         closed.is_ok()
+    }
+
+    /// AWS's ID of one that is open.
+    fn open_tunnel(&self, number: usize) -> Option<String> {
+        let life = self.slots[number].present()?;
+        let tunnel = self.open().find(|t| t.description.as_deref() == Some(&life.description))?;
+        Some(tunnel.tunnel_id)
+    }
+
+    /// spec.reopenPolicy is edited.
+    pub async fn edit_reopen(&mut self, number: usize, policy: ReopenPolicy) -> bool {
+        self.life(number).spec.reopen = policy;
+        self.patch(number, json!({"spec": {"reopenPolicy": policy}})).await
+    }
+
+    /// Somebody connects to its tunnel, or leaves it.
+    pub fn connect(&mut self, number: usize, up: bool) -> bool {
+        let Some(tunnel) = self.open_tunnel(number) else { return false };
+        let status = if up { ConnectionStatus::Connected } else { ConnectionStatus::Disconnected };
+        let connections = Connections { source: Some(status), ..Connections::default() };
+        // It may have just ended.
+        let done = self.world.aws.set_connections(&tunnel, connections).is_ok();
+        if done {
+            self.life(number).connected.insert(tunnel, up);
+        }
+        done
     }
 
     /// While a Tunnel is Ready and nobody has touched its Secrets, they hold what AWS accepts.

@@ -3,6 +3,7 @@
 use super::plan::Spec;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
+use opentunnel_api::ReopenPolicy;
 use std::collections::{BTreeMap, HashSet};
 
 /// A Secret's data.
@@ -36,6 +37,11 @@ pub struct Life {
     pub closed: HashSet<String>,
     /// Those of them that are removed too.
     pub removed: usize,
+    /// So often a spec was applied that wants another tunnel than the one before: it is resumed, or its tunnel is
+    /// to be replaced.
+    pub renewed: usize,
+    /// Whether the source of a tunnel is connected, by the tunnel's ID.
+    pub connected: BTreeMap<String, bool>,
     /// So often its metadata was replaced while nobody knew its tunnel yet. What somebody was just opening then
     /// is known to nobody if the opener dies: docs/protocol.md, "What can leave a tunnel behind".
     pub replaced_opening: usize,
@@ -64,8 +70,27 @@ impl Slot {
 }
 
 impl Life {
+    /// Whether a tunnel of it may have ended, and be followed by another under the reopenPolicy that it has.
+    pub fn is_reopened(&self) -> bool {
+        match self.spec.reopen {
+            ReopenPolicy::Never => false,
+            ReopenPolicy::OnExpiry => self.spec.is_short(),
+            ReopenPolicy::Always => self.spec.is_short() || !self.closed.is_empty(),
+        }
+    }
+
     /// A new one.
     pub fn new(uid: String, description: String, spec: Spec) -> Self {
-        Self { uid, description, spec, deleted: false, closed: HashSet::new(), removed: 0, replaced_opening: 0 }
+        Self {
+            uid,
+            description,
+            spec,
+            deleted: false,
+            closed: HashSet::new(),
+            removed: 0,
+            renewed: 0,
+            connected: BTreeMap::new(),
+            replaced_opening: 0,
+        }
     }
 }

@@ -79,6 +79,7 @@ async fn soak(plan: Plan, product: Product) -> Outcome {
         replicas.push(replica);
     }
     println!("{:>5.0?}: the faults are over; {counts}", begun.elapsed());
+    scenario.end_reopening().await;
     let quiet = settle(&mut scenario, &replicas).await;
     println!("{:>5.0?}: {}", begun.elapsed(), if quiet { "all is quiet" } else { "it is not quiet" });
     let before = writes(&scenario, &replicas).await;

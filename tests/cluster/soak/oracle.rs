@@ -2,13 +2,15 @@
 
 use super::acts::{id, is_ready};
 use super::ledger::{Life, Slot};
+use super::plan::TAG;
 use super::scenario::Scenario;
 use crate::support::namespace::main_condition;
 use crate::support::promise::{Rule, Violation, dead_tokens};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use opentunnel_api::{FINALIZER, OWNER_TAG, Tunnel};
+use opentunnel_api::ConnectionStatus::Connected;
+use opentunnel_api::{FINALIZER, OWNER_TAG, ROTATE_AT_ANNOTATION, Tunnel};
 use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
 use std::collections::{HashMap, HashSet};
 
@@ -72,19 +74,34 @@ impl Seen {
         let expected = match main {
             Some(("Ended", "True", reason)) => {
                 let ended = match (reason, id(tunnel)) {
+                    ("Suspended", _) => life.spec.suspend && !open,
+                    _ if life.spec.suspend => false,
                     ("Closed", Some(id)) => life.closed.contains(id),
                     ("Expired", Some(_)) => known.is_some_and(|t| t.expires_at <= scenario.world.aws.now()),
                     _ => false,
                 };
                 ended && own.is_empty()
             }
-            Some(("Ready", "False", "SecretConflict")) => conflict && (id(tunnel).is_none() || open),
+            _ if life.spec.suspend => false,
+            Some(("Ready", "False", "SecretConflict")) => {
+                conflict && (id(tunnel).is_none() || open || life.renewed > 0 || life.is_reopened())
+            }
             Some(("Ready", "True", "Open")) => {
+                // All that follows the spec, the annotations and AWS on an open tunnel.
+                let status = tunnel.status.as_ref();
+                let asked = tunnel.annotations().get(ROTATE_AT_ANNOTATION);
+                let rotated = asked.is_none_or(|at| status.and_then(|s| s.last_handled_rotate_at.as_ref()) == Some(at));
+                let follows = known.is_some_and(|t| {
+                    let connected = status.and_then(|s| s.source_connection.as_ref()).map(|c| c.status == Connected);
+                    t.thing_name.is_some() == life.spec.thing
+                        && t.tags.get(TAG) == Some(&life.spec.tag.to_string())
+                        && life.connected.get(&t.tunnel_id).is_none_or(|up| connected == Some(*up))
+                });
                 own.sort_unstable();
                 let mut wanted = wanted;
                 wanted.sort_unstable();
                 let held = tunnel.finalizers().iter().any(|f| f == FINALIZER);
-                !conflict && open && is_ready(tunnel) && held && own == wanted
+                !conflict && open && is_ready(tunnel) && held && own == wanted && rotated && follows
             }
             _ => false,
         };
@@ -141,7 +158,7 @@ impl Seen {
         let opened = self.of_aws(life).count() + life.removed;
         let gone = self.of_aws(life).filter(|t| life.closed.contains(&t.tunnel_id)).count() + life.removed;
         let expired = self.of_aws(life).filter(|t| life.spec.is_short() && t.status == TunnelStatus::Closed).count();
-        if opened > 1 + gone.max(expired) + life.replaced_opening {
+        if opened > 1 + gone.max(expired) + life.renewed + life.replaced_opening {
             violated(Rule::OpenedOnce, format!("OpenTunnel was carried out {opened} times for {}", life.description));
         }
         violations

@@ -2,7 +2,7 @@
 //! the machine too: the same seed gives the same plan, not the same run.)
 
 use fastrand::Rng;
-use opentunnel_api::ClientMode;
+use opentunnel_api::{ClientMode, ReopenPolicy};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -67,6 +67,20 @@ pub enum Act {
     FreeNames,
     /// Its tunnel is closed by somebody else. `delete`: and removed.
     CloseTunnel { delete: bool },
+    /// spec.suspend is set, or taken off.
+    Suspend(bool),
+    /// The destination gets a thing, or loses it, with `updatePolicy: Recreate`.
+    Recreate,
+    /// spec.reopenPolicy is edited.
+    EditReopen(ReopenPolicy),
+    /// The value of a tag is edited.
+    EditTag(u8),
+    /// Somebody else takes this tag off.
+    TakeTag,
+    /// New tokens are asked for by the annotation, of these sides.
+    Rotate(ClientMode),
+    /// The source connects, or is gone.
+    Connect(bool),
     /// Its tokens are looked at.
     Look,
 }
@@ -82,6 +96,14 @@ pub struct Spec {
     pub lifetime: Option<i32>,
     /// destination.thingName.
     pub thing: bool,
+    /// updatePolicy: Recreate.
+    pub recreate: bool,
+    /// reopenPolicy.
+    pub reopen: ReopenPolicy,
+    /// suspend.
+    pub suspend: bool,
+    /// The value of its tag.
+    pub tag: u8,
 }
 
 /// What spec.secrets may be.
@@ -195,7 +217,7 @@ pub fn within(rng: &mut Rng, end: Duration) -> Duration {
 
 impl Act {
     fn random(rng: &mut Rng) -> Self {
-        match rng.u32(..100) {
+        match rng.u32(..140) {
             0..14 => Self::Delete,
             14..28 => Self::EditSecrets(Secrets::random(rng)),
             28..32 => Self::EditPolicy { retain: rng.bool() },
@@ -206,10 +228,22 @@ impl Act {
             62..66 => Self::FreezeSecret,
             66..72 => Self::TakeName { forged: rng.bool() },
             72..80 => Self::FreeNames,
-            80..86 => Self::CloseTunnel { delete: rng.u32(..3) == 0 },
+            80..88 => Self::CloseTunnel { delete: rng.u32(..3) == 0 },
+            88..94 => Self::Suspend(true),
+            94..102 => Self::Suspend(false),
+            102..108 => Self::Recreate,
+            108..112 => Self::EditReopen(reopen(rng)),
+            112..116 => Self::EditTag(rng.u8(..)),
+            116..118 => Self::TakeTag,
+            118..124 => Self::Rotate([ClientMode::Source, ClientMode::Destination, ClientMode::All][rng.usize(..3)]),
+            124..128 => Self::Connect(rng.bool()),
             _ => Self::Look,
         }
     }
+}
+
+fn reopen(rng: &mut Rng) -> ReopenPolicy {
+    [ReopenPolicy::Never, ReopenPolicy::OnExpiry, ReopenPolicy::Always][rng.usize(..3)]
 }
 
 impl Spec {
@@ -219,7 +253,16 @@ impl Spec {
             1 => Some(120),
             _ => None,
         };
-        Self { secrets: Secrets::random(rng), retain: rng.u32(..5) == 0, lifetime, thing: rng.bool() }
+        Self {
+            secrets: Secrets::random(rng),
+            retain: rng.u32(..5) == 0,
+            lifetime,
+            thing: rng.bool(),
+            recreate: rng.bool(),
+            reopen: reopen(rng),
+            suspend: rng.u32(..20) == 0,
+            tag: rng.u8(..),
+        }
     }
 
     /// As in a manifest.
@@ -227,7 +270,10 @@ impl Spec {
         let mut spec = json!({
             "description": description,
             "deletionPolicy": if self.retain { "Retain" } else { "Close" },
-            "tags": [{"key": "team", "value": "soak"}],
+            "updatePolicy": if self.recreate { "Recreate" } else { "Immutable" },
+            "reopenPolicy": self.reopen,
+            "suspend": self.suspend,
+            "tags": tags(self.tag),
         });
         if let Some(secrets) = self.secrets.json(tunnel) {
             spec["secrets"] = secrets;
@@ -236,7 +282,7 @@ impl Spec {
             spec["timeout"] = json!({"maxLifetimeTimeoutMinutes": minutes});
         }
         if self.thing {
-            spec["destination"] = json!({"thingName": tunnel, "services": ["SSH"]});
+            spec["destination"] = destination(tunnel);
         }
         spec
     }
@@ -245,6 +291,19 @@ impl Spec {
     pub fn is_short(&self) -> bool {
         self.lifetime == Some(1)
     }
+}
+
+/// spec.destination of one that has a thing.
+pub fn destination(tunnel: &str) -> Value {
+    json!({"thingName": tunnel, "services": ["SSH"]})
+}
+
+/// The tag whose value is edited.
+pub const TAG: &str = "team";
+
+/// spec.tags.
+pub fn tags(value: u8) -> Value {
+    json!([{"key": TAG, "value": value.to_string()}])
 }
 
 impl Secrets {

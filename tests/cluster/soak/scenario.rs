@@ -1,7 +1,7 @@
 //! A soak as it goes: its Tunnels, and what is seen of them.
 
 use super::counts::Counts;
-use super::ledger::Slot;
+use super::ledger::{Life, Slot};
 use super::plan::{Bounds, Move};
 use crate::support::World;
 use crate::support::log;
@@ -9,8 +9,8 @@ use crate::support::namespace::Namespace;
 use crate::support::promise::{Rule, Violation};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use opentunnel_api::Tunnel;
-use secure_tunneling_emulator::{ConnectionStatus, Connections, TunnelInfo, TunnelStatus};
+use opentunnel_api::{ReopenPolicy, Tunnel};
+use secure_tunneling_emulator::{TunnelInfo, TunnelStatus};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,12 +142,19 @@ impl Scenario {
 
     /// AWS's clock is set ahead, so that tunnels of the shortest lifetime end, and orphans are old enough to be
     /// swept away. AWS shows so by the time of a change.
-    pub fn age(&self) {
+    pub fn age(&mut self) {
         self.world.aws.advance_clock(AGE);
-        for tunnel in self.open().take(1) {
-            let connected = Connections { source: Some(ConnectionStatus::Connected), ..Connections::default() };
-            // It may have just ended.
-            let _ = self.world.aws.set_connections(&tunnel.tunnel_id, connected);
+        let present = (0..self.slots.len()).filter(|number| self.slots[*number].present().is_some());
+        // Any one that is open.
+        let _ = present.collect::<Vec<_>>().into_iter().find(|number| self.connect(*number, true));
+    }
+
+    /// Users want no tunnel any more after one that ended: a pause may be longer than a test.
+    pub async fn end_reopening(&mut self) {
+        for number in 0..self.slots.len() {
+            if self.slots[number].present().is_some_and(Life::is_reopened) {
+                self.edit_reopen(number, ReopenPolicy::Never).await;
+            }
         }
     }
 
