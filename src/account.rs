@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::orphans::sweep::Sweep;
 use crate::pacer::lanes::Pacers;
 use crate::poller::{Poller, Rounds};
-use crate::read::{Key, Spec};
+use crate::read::Key;
 use crate::step::Lane;
 use crate::surplus::Surplus;
 use crate::tunnels::{Attempt, CallError, Owner, Tags, TunnelId};
@@ -63,7 +63,7 @@ impl Account {
         let Use { cluster, default_tags, open_rate, close_rate, rounds, sweep } = settings;
         let account = Self {
             pacers: Pacers::new(open_rate, close_rate, metrics, wake),
-            poller: Poller::new(aws.clone(), cluster.clone(), rounds, clock, wake.clone()),
+            poller: Poller::new(aws.clone(), cluster.clone(), default_tags.clone(), rounds, clock, wake.clone()),
             aws,
             cluster,
             default_tags,
@@ -81,13 +81,6 @@ impl Account {
             uid: key.uid.clone(),
             attempt: attempt.clone(),
         }
-    }
-
-    /// The tags that a Tunnel's tunnel is to have, beside the operator's own two.
-    pub fn tags(&self, spec: &Spec) -> Tags {
-        let mut tags = self.default_tags.clone();
-        tags.extend(spec.request.tags.iter().cloned());
-        tags
     }
 
     /// Whether an owner tag says that a tunnel was opened for this Tunnel.

@@ -46,7 +46,7 @@ pub async fn observe(
         turns: account.pacers.turns(key),
         gate: account.pacers.lane(crate::step::Lane::Open).gate(),
         trouble: trouble.map(str::to_owned),
-        tags: account.tags(&object.spec),
+        tags: object.spec.tags(&account.default_tags),
         rival: ctx.things.rival(object),
         takes_secrets: ctx.takes_secrets.in_namespace(&key.namespace, ctx.clock.mono()),
     })

@@ -10,7 +10,7 @@ use crate::clock::{Clock, Mono};
 use crate::orphans::Candidate;
 use crate::orphans::sightings::{Answer, Answers, Sightings};
 use crate::read::{Key, read};
-use crate::tunnels::{CallError, CallErrorKind, Described, Details, Life, Search, TunnelId};
+use crate::tunnels::{CallError, CallErrorKind, Described, Details, Life, Search, Tags, TunnelId};
 use jiff::Timestamp;
 use opentunnel_api::Tunnel;
 use std::collections::HashMap;
@@ -67,6 +67,7 @@ pub struct Rounds {
 pub struct Poller {
     aws: Aws,
     cluster: String,
+    default_tags: Tags,
     rounds: Rounds,
     clock: Clock,
     state: Mutex<Shared>,
@@ -125,9 +126,17 @@ impl Searching {
 
 impl Poller {
     /// A poller for the tunnels of `cluster`, with rounds while there is something to look at.
-    pub fn new(aws: Aws, cluster: String, rounds: Rounds, clock: Clock, wake: mpsc::UnboundedSender<Key>) -> Self {
+    pub fn new(
+        aws: Aws,
+        cluster: String,
+        default_tags: Tags,
+        rounds: Rounds,
+        clock: Clock,
+        wake: mpsc::UnboundedSender<Key>,
+    ) -> Self {
         let (state, last_read) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { aws, cluster, rounds, clock, state, last_read, asked: Notify::new(), listed: Notify::new(), wake }
+        let (asked, listed) = (Notify::new(), Notify::new());
+        Self { aws, cluster, default_tags, rounds, clock, state, last_read, asked, listed, wake }
     }
 
     /// DescribeTunnel, when its turn has come. The answer is kept for all who ask for it later.
@@ -329,15 +338,10 @@ impl Poller {
     /// Describes an open tunnel, and wakes its Tunnel if there is something to do about it. One that fails comes again
     /// in the next round.
     async fn refresh(&self, Refresh { watched: Watched { key, id, tunnel, .. }, updated_at }: Refresh) {
-        let before = self.described(&id).and_then(|described| described.details);
         let Ok(answer) = self.read(&id).await else { return };
         self.lock().refreshed.insert(id, updated_at);
         let open = matches!(answer.description.life, Life::Open { .. });
-        let news = match (&answer.description.details, before) {
-            (Some(now), Some((before, _))) => *now != before,
-            (Some(now), None) => is_news(&tunnel, now),
-            (None, _) => false,
-        };
+        let news = answer.description.details.as_ref().is_some_and(|now| is_news(&tunnel, now, &self.default_tags));
         if news || !open {
             let _ = self.wake.send(key);
         }
@@ -361,13 +365,13 @@ impl Poller {
     }
 }
 
-/// Whether what AWS tells of an open tunnel, for the first time in the life of this process, is not what its Tunnel
-/// shows and wants.
-fn is_news(tunnel: &Tunnel, details: &Details) -> bool {
+/// Whether what AWS tells of an open tunnel is not what its Tunnel shows and wants. (That somebody has been told of it
+/// before does not count: a search may have described the tunnel for another Tunnel.)
+fn is_news(tunnel: &Tunnel, details: &Details, default_tags: &Tags) -> bool {
     let Ok(object) = read(tunnel) else { return false };
-    let tags = &object.spec.request.tags;
+    let tags = object.spec.tags(default_tags);
     details.connections().is_news(&object.record.connections)
         || details.generation() > Some(object.record.token_generation)
         || tags.iter().any(|(key, value)| details.tags.get(key) != Some(value))
-        || object.record.tag_keys.iter().any(|key| !details.tags.contains_key(key))
+        || object.record.tag_keys.iter().any(|key| !tags.contains_key(key) || !details.tags.contains_key(key))
 }

@@ -2,7 +2,7 @@
 //! on it. Pure.
 
 use crate::record::{Phase, Record};
-use crate::tunnels::{Attempt, DestinationConfig, OpenRequest};
+use crate::tunnels::{Attempt, DestinationConfig, OpenRequest, Tags};
 use crate::whose::{Claimant, Named};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -110,6 +110,15 @@ pub struct Spec {
     pub reopen_policy: ReopenPolicy,
     /// No tunnel is wanted for now.
     pub suspend: bool,
+}
+
+impl Spec {
+    /// The tags that the tunnel is to have, beside the operator's own two. A default one gives way.
+    pub fn tags(&self, defaults: &Tags) -> Tags {
+        let mut tags = defaults.clone();
+        tags.extend(self.request.tags.iter().cloned());
+        tags
+    }
 }
 
 /// A Secret that gets tokens.

@@ -232,9 +232,9 @@ async fn wait_tags(world: &World, tags_are: Value, keys: Value) {
     world
         .aws
         .wait_tunnels(|tunnels| {
-            let open = tunnels.iter().find(|t| t.status == TunnelStatus::Open);
+            let mut open = tunnels.iter().filter(|t| t.status == TunnelStatus::Open);
             let own = |(key, _): &(&String, &String)| !key.starts_with("opentunnel.dev/");
-            open.is_some_and(|t| t.tags.iter().filter(own).eq(&is))
+            open.any(|t| t.tags.iter().filter(own).eq(&is))
         })
         .await;
     let in_step = |t: &Tunnel| {
@@ -269,6 +269,24 @@ async fn tags_follow_the_spec_both_ways_and_those_of_others_stay() {
     // Somebody else changes one of the operator's: it is put right by the next refresh.
     world.aws.tag(&id(&tunnel), "team", None).expect("it is open");
     wait_tags(&world, json!({"team": "nobody", "cost": "iot", "theirs": "1"}), json!(["cost", "team"])).await;
+}
+
+#[tokio::test]
+async fn tags_that_were_taken_off_come_back_also_where_a_search_has_seen_it_before() {
+    let world = World::new().await;
+    let settings = world.settings().flag("--default-tag", "cost=iot");
+    let operator = world.operator_with(&settings).await;
+    world.apply(&manifest("{tags: [{key: team, value: edge}]}")).await;
+    let tunnel = world.wait_ready("plain").await;
+    operator.kill();
+    for key in ["team", "cost"] {
+        world.aws.tag(&id(&tunnel), key, None).expect("it is open");
+    }
+    // It is searched for, and for that the other one's tunnel is described.
+    world.apply(&manifest("{}").replace("plain", "other")).await;
+    let _operator = world.operator_with(&settings).await;
+    world.wait_ready("other").await;
+    wait_tags(&world, json!({"team": "edge", "cost": "iot"}), json!(["cost", "team"])).await;
 }
 
 #[tokio::test]

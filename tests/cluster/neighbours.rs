@@ -1,8 +1,8 @@
 //! Token Secrets among other people's tools: policies, other controllers, backups, deleted and applied again at once.
 
 use crate::support::World;
-use crate::support::api_proxy::ApiProxy;
 use crate::support::namespace::{main_condition, status};
+use crate::support::policy::Mutation;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use opentunnel_api::Tunnel;
@@ -29,13 +29,6 @@ async fn patch_secret(world: &World, manager: &str, patch: Value) {
     world.secrets().patch("plain-tokens", &params, &Patch::Merge(patch)).await.expect("it can be patched");
 }
 
-/// An operator whose writes of Secrets a policy changes.
-async fn under_a_policy(world: &World, changes: fn(&mut Value)) -> ApiProxy {
-    let proxy = world.api_proxy().await;
-    proxy.rewrite(|request| request.is_secret_write(), changes);
-    proxy
-}
-
 async fn rests_with_secret_modified(world: &World) -> Tunnel {
     let stalled = world.wait_condition("plain", ("Ready", "False", "SecretModified")).await;
     let (rotations, writes) = (world.calls_of("RotateTunnelAccessToken"), world.writes().await.len());
@@ -49,37 +42,26 @@ async fn rests_with_secret_modified(world: &World) -> Tunnel {
 }
 
 #[tokio::test]
-async fn a_policy_that_makes_every_secret_immutable_is_told_and_tokens_are_not_made_for_ever() {
-    let world = World::new().await;
-    let proxy = under_a_policy(&world, |body| body["immutable"] = json!(true)).await;
-    let _operator = world.operator_with(&world.settings().via(&proxy)).await;
-    world.apply(PLAIN).await;
-    rests_with_secret_modified(&world).await;
-}
-
-#[tokio::test]
-async fn a_policy_that_drops_annotations_or_labels_or_rewrites_a_value_is_told() {
-    let changes: [fn(&mut Value); 3] = [
-        |body| body["metadata"]["annotations"] = json!({}),
-        |body| body["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "platform"}),
-        |body| body["data"]["region"] = json!("eHg="),
-    ];
-    for change in changes {
+async fn a_policy_that_changes_what_is_written_is_told_and_tokens_are_not_made_for_ever() {
+    let mutations =
+        [Mutation::MakesImmutable, Mutation::DropsAnnotations, Mutation::DropsLabels, Mutation::RewritesRegion];
+    let each = mutations.map(async |mutation| {
         let world = World::new().await;
-        let proxy = under_a_policy(&world, change).await;
-        let operator = world.operator_with(&world.settings().via(&proxy)).await;
+        world.under(mutation).await;
+        let operator = world.operator().await;
         world.apply(PLAIN).await;
         let stalled = rests_with_secret_modified(&world).await;
         assert!(message(&stalled).contains("admission policy or webhook"), "{}", message(&stalled));
         // A restart does not begin anew.
         let rotations = world.calls_of("RotateTunnelAccessToken");
         operator.kill();
-        let _operator = world.operator_with(&world.settings().via(&proxy)).await;
+        let _operator = world.operator().await;
         sleep(SOME_TIME).await;
-        assert_eq!(world.calls_of("RotateTunnelAccessToken"), rotations);
+        assert_eq!(world.calls_of("RotateTunnelAccessToken"), rotations, "{mutation:?}");
         world.delete("plain").await;
         world.wait_no_tunnel("plain").await;
-    }
+    });
+    futures::future::join_all(each).await;
 }
 
 #[tokio::test]

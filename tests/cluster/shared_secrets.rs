@@ -4,6 +4,7 @@
 use crate::support::World;
 use crate::support::api_proxy::Point;
 use crate::support::namespace::status;
+use crate::support::policy::Mutation;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -80,17 +81,12 @@ async fn what_another_controller_writes_to_a_token_secret_every_second_stays_and
     assert_eq!(secret.data.expect("data")["theirs"].0, b"5");
 }
 
-/// As a mutating policy that stamps every object of a platform's.
 #[tokio::test]
 async fn a_policy_that_sets_managed_by_on_every_secret_that_is_written_makes_no_new_tokens() {
     let world = World::new().await;
-    let proxy = world.api_proxy().await;
+    world.under(Mutation::StampsManagedBy).await;
     let label = "app.kubernetes.io/managed-by";
-    proxy.rewrite(
-        |request| request.is_secret_write(),
-        move |body| body["metadata"]["labels"][label] = json!("platform"),
-    );
-    let _operator = world.operator_with(&world.settings().via(&proxy)).await;
+    let _operator = world.operator().await;
     world.apply(PLAIN).await;
     let before = world.wait_ready("plain").await;
     assert_eq!(secret(&world).await.labels()[label], "platform");

@@ -13,14 +13,19 @@ impl World {
             if standby && !self.operators[i].lags {
                 crate::next::deliver(&mut self, i);
             }
+            // What it saw before it led is not rounded to what it has seen since.
+            let term = self.leads_for;
+            let before = |m: &Mem| self.leads(i) && term != OLD && m.first_seen > term;
+            let sees_its_term_next = self.operators[i].memory.as_ref().is_some_and(before);
             self.operators[i].round(standby);
+            match &mut self.operators[i].memory {
+                Some(memory) if sees_its_term_next => memory.first_seen = term + 1,
+                // Its memory shows by now that it leads.
+                _ if self.leader == Some(Some(i as u8)) => self.leads_for = OLD,
+                _ => {}
+            }
         }
-        // Its memory shows by now that it leads.
-        let seen = |leader: u8, world: &Self| {
-            let memory = world.operators[usize::from(leader)].memory.as_ref();
-            memory.is_none_or(|memory| memory.first_seen <= world.leads_for)
-        };
-        if self.leader.flatten().is_none_or(|leader| seen(leader, &self)) {
+        if self.leader.flatten().is_none() {
             self.leads_for = OLD;
         }
         // What is left to go wrong says whether a tunnel's age matters.

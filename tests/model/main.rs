@@ -74,7 +74,9 @@ fn with_a_leader_nothing_is_lost_or_doubled() {
     run(&[scenario("a fault of any kind", ONE, any(1), true)]);
     if large() {
         let ready = |name, budget| Scenario { ready: true, ..scenario(name, ONE, budget, true) };
+        let processes = Budget { all: 2, crashes: 2, leads: 2, ..Budget::default() };
         run(&[
+            scenario("two processes that die or lose the lead", ONE, processes, true),
             ready("when Ready, two faults of any kind", any(2)),
             // There are many more: the nearest are gone through.
             Scenario { max_states: 3_000_000, ..scenario("two faults of any kind", ONE, any(2), true) },
@@ -137,7 +139,7 @@ fn a_status_that_names_somebody_elses_tunnel_does_it_no_harm() {
 #[test]
 fn a_tunnel_that_aws_does_not_know_yet_is_not_taken_for_ended() {
     let budget = Budget { all: 2, lag: 1, crashes: 1, leads: 1, user: 1, aws: 1, ..Budget::default() };
-    let max_states = if large() { usize::MAX } else { 50_000 };
+    let max_states = if large() { 3_000_000 } else { 50_000 };
     run(&[Scenario { max_states, ..scenario("AWS lags behind, and another fault", ONE, budget, true) }]);
 }
 

@@ -431,7 +431,10 @@ impl World {
         let stays: Vec<u8> =
             self.tunnels.iter().filter(|t| t.age >= GRACE && unknown(t.id)).map(|tunnel| tunnel.id).collect();
         self.tunnels.iter_mut().filter(|t| !stays.contains(&t.id)).for_each(|tunnel| old(&mut tunnel.age));
-        old(&mut self.leads_for);
+        // Older than every limit, and still to be seen.
+        if self.leads_for < OLD - 1 {
+            self.leads_for += 1;
+        }
         for operator in &mut self.operators {
             operator.search.iter_mut().for_each(|(age, _)| old(age));
             operator.described.iter_mut().filter(|(id, ..)| !stays.contains(id)).for_each(|(.., age)| old(age));

@@ -3,6 +3,7 @@
 use super::place::Place;
 use crate::support::api_proxy::Point;
 use crate::support::namespace::{main_condition, status};
+use crate::support::policy::Mutation;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -53,6 +54,8 @@ pub enum Life {
     RotatedOnDemand,
     /// A Secret that a backup has brought back has the name.
     Leftover,
+    /// A policy makes each Secret immutable: what is written does not stay.
+    Modified,
     /// The Tunnel is replaced by its user's manifest, without claim and finalizer, while OpenTunnel is in flight.
     Replaced,
 }
@@ -65,6 +68,8 @@ pub enum Ending {
     Ready(i64),
     /// Ended, with this reason.
     Ended(&'static str),
+    /// Not Ready, for this reason, until somebody does something about it.
+    Stalled(&'static str),
     /// There is no Tunnel any more.
     Gone,
 }
@@ -87,7 +92,7 @@ impl Life {
     ];
 
     /// Those that come later in a Tunnel's life, and a start with a leftover.
-    pub const LATER: [Self; 7] = [
+    pub const LATER: [Self; 8] = [
         Self::Suspended,
         Self::Resumed,
         Self::Recreated,
@@ -95,13 +100,14 @@ impl Life {
         Self::TagsChanged,
         Self::RotatedOnDemand,
         Self::Leftover,
+        Self::Modified,
     ];
 
     /// All of them.
-    pub const ALL: [Self; 19] = {
+    pub const ALL: [Self; 20] = {
         let [a, b, c, d, e, f, g, h, i, j, k] = Self::KILLED;
-        let [l, m, n, o, p, q, r] = Self::LATER;
-        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, Self::Replaced]
+        let [l, m, n, o, p, q, r, s] = Self::LATER;
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, Self::Replaced]
     };
 
     fn spec(self) -> Value {
@@ -136,6 +142,7 @@ impl Life {
             Self::SecretLost | Self::SideAdded | Self::RotatedOnDemand => Ending::Ready(2),
             Self::Resumed | Self::Recreated | Self::Reopened => Ending::Ready(2),
             Self::Suspended => Ending::Ended("Suspended"),
+            Self::Modified => Ending::Stalled("SecretModified"),
             Self::Expiry => Ending::Ended("Expired"),
             Self::ClosedByOthers => Ending::Ended("Closed"),
             Self::Delete | Self::DeleteWhileOpening | Self::Retain => Ending::Gone,
@@ -144,7 +151,7 @@ impl Life {
 
     /// How many tunnels are open in AWS at its end.
     pub fn open_tunnels(self) -> usize {
-        usize::from(self == Self::Retain || matches!(self.ending(), Ending::Ready(_)))
+        usize::from(self == Self::Retain || matches!(self.ending(), Ending::Ready(_) | Ending::Stalled(_)))
     }
 
     /// How often a tunnel is opened in it, and before it.
@@ -164,6 +171,7 @@ impl Life {
     pub async fn prepare(self, place: &Place) {
         match self {
             Self::Open | Self::OpenTwoSecrets | Self::OpenAnswerLost | Self::DeleteWhileOpening | Self::Replaced => {}
+            Self::Modified => place.world.under(Mutation::MakesImmutable).await,
             Self::Leftover => {
                 let secret = json!({
                     "type": "opentunnel.dev/tunnel-tokens",
@@ -196,7 +204,7 @@ impl Life {
     pub async fn happen(self, place: &Place) {
         let world = &place.world;
         match self {
-            Self::Open | Self::OpenTwoSecrets | Self::Leftover => self.apply(place).await,
+            Self::Open | Self::OpenTwoSecrets | Self::Leftover | Self::Modified => self.apply(place).await,
             Self::OpenAnswerLost => {
                 place.aws.lose_answer(|request| request.calls("OpenTunnel"));
                 self.apply(place).await;
@@ -295,6 +303,7 @@ impl fmt::Display for Life {
             Self::TagsChanged => "spec.tags is edited",
             Self::RotatedOnDemand => "new tokens are asked for",
             Self::Leftover => "open, where a backup has left a Secret",
+            Self::Modified => "open, where a policy makes each Secret immutable",
             Self::Replaced => "replaced by the user's manifest while OpenTunnel is in flight",
         })
     }
@@ -312,6 +321,7 @@ impl Ending {
                     && status(tunnel).observed_generation == tunnel.metadata.generation
                     && status(tunnel).token_generation >= Some(generation)
             }
+            (Self::Stalled(reason), Some(tunnel)) => main(tunnel) == Some(("Ready", "False", reason)),
             (Self::Ended(reason), Some(tunnel)) => main(tunnel) == Some(("Ended", "True", reason)),
         }
     }

@@ -33,6 +33,8 @@ use weather::Weather;
 const LAST_FAULT: Duration = Duration::from_secs(4);
 /// So long nothing is written before it is taken for quiet.
 const QUIET: Duration = Duration::from_secs(3);
+/// Between two lines about what is not settled.
+const PROGRESS: Duration = Duration::from_secs(30);
 /// What a bug says of itself in a log.
 const BUGS: [&str; 3] = ["panicked at", "which is a bug", "report this as a bug"];
 
@@ -115,11 +117,16 @@ async fn soak(plan: Plan, product: Product) -> Outcome {
 /// Returns once all Tunnels are as they should be and nothing is written any more. `false`: they never are.
 async fn settle(scenario: &mut Scenario, replicas: &[Replica]) -> bool {
     let limit = Instant::now() + scenario.bounds.settle;
-    let mut short = false;
+    let (mut short, mut progress) = (false, Instant::now() + PROGRESS);
     while Instant::now() < limit {
         let seen = Seen::now(scenario).await;
-        let unsettled = (0..scenario.slots.len()).any(|number| seen.unsettled(scenario, number, short).is_some());
-        if unsettled || (short && scenario.bounds.is_swept() && seen.orphans() > 0) {
+        let mut numbers = 0..scenario.slots.len();
+        let unsettled = numbers.find_map(|number| Some((number, seen.unsettled(scenario, number, short)?)));
+        if let Some((number, why)) = unsettled.as_ref().filter(|_| Instant::now() >= progress) {
+            progress += PROGRESS;
+            println!("       {} is not settled: {why}", scenario.slots[*number].name);
+        }
+        if unsettled.is_some() || (short && scenario.bounds.is_swept() && seen.orphans() > 0) {
             sleep(Duration::from_millis(500)).await;
         } else if !short {
             // Those of a short life have all been open.

@@ -14,6 +14,7 @@ pub mod manifests;
 pub mod namespace;
 pub mod operator;
 pub mod outage;
+pub mod policy;
 pub mod promise;
 pub mod sight;
 pub mod tap;
