@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -73,6 +73,9 @@ model: ## Model-check decide and the election further than `make test` does (15 
 matrix: cluster ## Print the matrix: each life of a Tunnel with every fault at every request (docs/testing.md)
 	@cargo test --test cluster -- matrix:: stale:: outage:: restore:: --nocapture --include-ignored \
 		--skip main_lives --skip recovery_of_a_tunnel --skip late_or_not --skip for_a_while --skip comes_back_changes
+
+costs: cluster ## What 1,000 open Tunnels cost at rest (6 minutes)
+	@cargo test --test cluster -- costs::a_thousand --nocapture --include-ignored
 
 # libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
 # a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.

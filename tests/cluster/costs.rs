@@ -5,6 +5,8 @@ use crate::support::namespace::{main_condition, status};
 use crate::support::operator::Operator;
 use crate::support::world::Identity;
 use crate::support::{LIMIT, World};
+use kube::api::ListParams;
+use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::{Call, Quotas};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -73,6 +75,45 @@ async fn at_rest_a_minute_costs_no_write_and_no_call_but_the_poll() {
     let polled = polls(&world.aws.calls()) - polled;
     assert!((4..=7).contains(&polled), "one ListTunnels each 10 s, not {polled} in a minute");
     println!("in 60 s at rest: 0 writes, 0 calls, {polled} rounds of ListTunnels");
+}
+
+#[tokio::test]
+#[ignore = "minutes: make costs"]
+async fn a_thousand_open_tunnels_at_rest_cost_ten_lists_a_round_and_two_describes_a_second_at_most() {
+    const COUNT: usize = 1000;
+    const REST: Duration = Duration::from_secs(60);
+    let world = World::new().await;
+    let identity = world.identity().await;
+    let settings = world.settings().with_identity(&identity).flag("--poll-interval", "10s");
+    let _operator = world.operator_with(&settings).await;
+    let manifests: Vec<_> = (0..COUNT).map(|n| PLAIN.replace("plain", &format!("t{n}"))).collect();
+    world.apply(&manifests.join("\n---\n")).await;
+    let ready = |tunnel: &Tunnel| main_condition(tunnel).is_some_and(|c| c.reason == "Open");
+    while world.tunnels().list(&ListParams::default()).await.expect("a list").iter().filter(|t| ready(t)).count()
+        < COUNT
+    {
+        sleep(Duration::from_secs(1)).await;
+    }
+    // The last Events: that a destination has not connected is told after two minutes.
+    let mut written = writes(&world, &identity).await.len();
+    loop {
+        sleep(Duration::from_secs(130)).await;
+        match writes(&world, &identity).await.len() {
+            same if same == written => break,
+            more => written = more,
+        }
+    }
+    let called = world.aws.calls().len();
+    sleep(REST).await;
+    let calls = world.aws.calls();
+    let count = |operation: &str| calls[called..].iter().filter(|call| call.operation == operation).count();
+    let (lists, describes) = (count("ListTunnels"), count("DescribeTunnel"));
+    println!("figure: {COUNT} open Tunnels at rest, {REST:?} | {lists} ListTunnels, {describes} DescribeTunnel");
+    assert_eq!(writes(&world, &identity).await.len(), written);
+    assert_eq!(lists + describes, calls.len() - called, "no other call");
+    // A list takes a second, so that a round takes eleven.
+    assert!((40..=70).contains(&lists), "{lists} ListTunnels");
+    assert!(describes <= 2 * REST.as_secs() as usize + 1, "{describes} DescribeTunnel");
 }
 
 /// Returns once the operator has looked at as many Tunnels, and waits.

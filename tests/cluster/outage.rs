@@ -150,3 +150,42 @@ async fn an_api_server_that_hangs_for_a_minute_changes_nothing() {
 async fn an_api_server_that_is_killed_and_comes_back_after_a_minute_changes_nothing() {
     stands(Away::Stopped, Duration::from_secs(60)).await;
 }
+
+/// `kubectl replace --force`, and delete and apply, as Flux's force does: the garbage collector has not taken the old
+/// token Secret yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_replaced_while_the_garbage_collector_stands_still_waits_for_it() {
+    const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
+    const COLLECTOR: &str = "kube-controller-manager";
+    let outage = Outage::take().await;
+    for replace in [&[&["replace", "--force", "-f", "-"][..]][..], &[&["delete", "-f", "-"], &["apply", "-f", "-"]]] {
+        let world = World::on(outage.plane).await;
+        let _operator = world.operator().await;
+        world.apply(PLAIN).await;
+        world.wait_ready("plain").await;
+        let old = world.secrets().get("plain-tokens").await.expect("it is there").metadata.uid;
+        outage.plane.order("pause", COLLECTOR);
+        for args in replace {
+            let said = world.kubectl_with(PLAIN, args).await;
+            assert!(said.ok, "{args:?}: {}", said.err);
+        }
+        sleep(Duration::from_secs(6)).await;
+        let waiting = world.wait_condition("plain", ("Ready", "False", "Opening")).await;
+        let conditions = waiting.status.and_then(|status| status.conditions).unwrap_or_default();
+        assert!(conditions.iter().all(|c| c.type_ != "Stalled"), "nobody has to do anything");
+        assert_eq!(world.calls_of("OpenTunnel"), 1, "nothing is paid for before the name is free");
+        outage.plane.order("resume", COLLECTOR);
+        let is_old = async || {
+            let secret = world.secrets().get_opt("plain-tokens").await.expect("the API server answers");
+            secret.is_some_and(|secret| secret.metadata.uid == old)
+        };
+        while is_old().await {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let free = Instant::now();
+        let tunnel = world.wait_ready("plain").await;
+        println!("figure: {}: Ready after the old Secret is gone | {:.1?}", replace[0][0], free.elapsed());
+        world.assert_live(&tunnel, "plain-tokens").await;
+        assert!(!world.events("plain").await.iter().any(|event| event.starts_with("Warning")));
+    }
+}

@@ -112,8 +112,10 @@ impl Drop for Outage {
     fn drop(&mut self) {
         // The next one finds it as this one did.
         if std::thread::panicking() {
-            for order in ["resume", "start"] {
-                self.plane.order(order, API_SERVER);
+            for (order, program) in
+                [("resume", API_SERVER), ("start", API_SERVER), ("resume", "kube-controller-manager")]
+            {
+                self.plane.order(order, program);
             }
         }
     }
