@@ -65,7 +65,7 @@ OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
 test-model:
 	@nice -n 19 cargo test $(OPTIMIZED) --test model
 
-model: ## Model-check decide and the election further than `make test` does (15 minutes, some GB of memory)
+model: ## Model-check decide and the election further than `make test` does (half an hour, some GB of memory)
 	@MODEL_LARGE=1 cargo test $(OPTIMIZED) --test model -- --nocapture
 	@cargo test $(OPTIMIZED) --lib leader::candidate -- --nocapture --include-ignored
 
