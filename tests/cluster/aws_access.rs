@@ -8,12 +8,12 @@ use crate::support::control_plane::repository;
 use crate::support::credentials::{Credentials, key_id, session_token};
 use crate::support::operator::Settings;
 use crate::support::{LIMIT, World};
-use secure_tunneling_emulator::{Fault, FaultKind, Operation};
+use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
 
@@ -150,7 +150,9 @@ async fn the_iam_policy_allows_what_the_operator_calls_and_no_more() {
     let said = world.kubectl(&["annotate", "tun", "plain", "opentunnel.dev/rotate-at=now"]).await;
     assert!(said.ok, "{}", said.err);
     world.wait_event("plain", "Normal TokensRotated").await;
-    world.aws.wait_calls(|calls| calls.iter().filter(|c| c.operation == "RotateTunnelAccessToken").count() >= 2).await;
+    let rotates = |c: &&Call| c.operation == "RotateTunnelAccessToken";
+    let rotated = world.aws.wait_calls(|calls| calls.iter().filter(rotates).count() >= 2);
+    timeout(LIMIT, rotated).await.expect("both are rotated");
     world.wait_ready("plain").await;
     let retained = PLAIN.replace("{name: plain}}", "{name: kept}, spec: {deletionPolicy: Retain}}");
     world.apply(&retained).await;

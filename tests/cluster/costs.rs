@@ -89,9 +89,11 @@ async fn a_thousand_open_tunnels_at_rest_cost_ten_lists_a_round_and_two_describe
     let manifests: Vec<_> = (0..COUNT).map(|n| PLAIN.replace("plain", &format!("t{n}"))).collect();
     world.apply(&manifests.join("\n---\n")).await;
     let ready = |tunnel: &Tunnel| main_condition(tunnel).is_some_and(|c| c.reason == "Open");
+    let deadline = Instant::now() + 5 * LIMIT;
     while world.tunnels().list(&ListParams::default()).await.expect("a list").iter().filter(|t| ready(t)).count()
         < COUNT
     {
+        assert!(Instant::now() < deadline, "not all of {COUNT} Tunnels are Ready");
         sleep(Duration::from_secs(1)).await;
     }
     // The last Events: that a destination has not connected is told after two minutes.

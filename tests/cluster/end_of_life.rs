@@ -1,9 +1,10 @@
 //! How a tunnel ends: by deletion, by its lifetime, by somebody else, and where AWS is away.
 
-use crate::support::World;
 use crate::support::namespace::status;
+use crate::support::{LIMIT, World};
 use secure_tunneling_emulator::{Fault, FaultKind, Operation, TunnelStatus};
 use std::time::Duration;
+use tokio::time::timeout;
 
 fn manifest(spec: &str) -> String {
     format!("{{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {{name: plain}}, spec: {spec}}}")
@@ -39,7 +40,8 @@ async fn a_deletion_during_the_opening_waits_for_its_answer_and_no_longer() {
     world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay).times(1).delay_ms(600)]);
     let _operator = world.operator().await;
     world.apply(&manifest("{}")).await;
-    world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel")).await;
+    let opening = world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel"));
+    timeout(LIMIT, opening).await.expect("OpenTunnel is called");
     world.delete("plain").await;
     assert_gone(&world).await;
     assert_eq!(world.aws.tunnels()[0].status, TunnelStatus::Closed);

@@ -1,8 +1,8 @@
 //! A tunnel's whole life: suspended and resumed, made anew, opened again; its tags, its connections, and new tokens on
 //! demand.
 
-use crate::support::World;
 use crate::support::namespace::{main_condition, status};
+use crate::support::{LIMIT, World};
 use opentunnel_api::{ConnectionStatus, Tunnel};
 use secure_tunneling_emulator::{
     ConnectionStatus as Connected, Connections, Fault, FaultKind, Operation, TunnelInfo, TunnelStatus,
@@ -10,7 +10,7 @@ use secure_tunneling_emulator::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 fn manifest(spec: &str) -> String {
     format!("{{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {{name: plain}}, spec: {spec}}}")
@@ -78,7 +78,7 @@ async fn a_suspension_during_the_opening_leaves_nothing_open_also_after_a_crash(
     world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::HangAfter).times(1)]);
     let operator = world.operator().await;
     world.apply(&manifest("{}")).await;
-    world.aws.wait_tunnels(|tunnels| tunnels.len() == 1).await;
+    timeout(LIMIT, world.aws.wait_tunnels(|tunnels| tunnels.len() == 1)).await.expect("one is opened");
     operator.kill();
     world.apply(&manifest("{suspend: true}")).await;
     let _operator = world.operator().await;
@@ -206,7 +206,7 @@ async fn a_crash_in_a_second_opening_neither_doubles_nor_loses_a_tunnel() {
     world.wait_condition("plain", ("Ended", "True", "Suspended")).await;
     world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::HangAfter).times(1)]);
     world.apply(&manifest("{suspend: false}")).await;
-    world.aws.wait_tunnels(|tunnels| tunnels.len() == 2).await;
+    timeout(LIMIT, world.aws.wait_tunnels(|tunnels| tunnels.len() == 2)).await.expect("another is opened");
     operator.kill();
     let _operator = world.operator().await;
     let second = world.wait_ready("plain").await;
@@ -229,14 +229,12 @@ fn expected(tags: Value) -> BTreeMap<String, String> {
 async fn wait_tags(world: &World, tags_are: Value, keys: Value) {
     let is = expected(tags_are);
     let keys: Vec<String> = serde_json::from_value(keys).expect("keys");
-    world
-        .aws
-        .wait_tunnels(|tunnels| {
-            let mut open = tunnels.iter().filter(|t| t.status == TunnelStatus::Open);
-            let own = |(key, _): &(&String, &String)| !key.starts_with("opentunnel.dev/");
-            open.any(|t| t.tags.iter().filter(own).eq(&is))
-        })
-        .await;
+    let tagged = world.aws.wait_tunnels(|tunnels| {
+        let mut open = tunnels.iter().filter(|t| t.status == TunnelStatus::Open);
+        let own = |(key, _): &(&String, &String)| !key.starts_with("opentunnel.dev/");
+        open.any(|t| t.tags.iter().filter(own).eq(&is))
+    });
+    timeout(LIMIT, tagged).await.expect("the tags get so");
     let in_step = |t: &Tunnel| {
         status(t).tag_keys.clone().unwrap_or_default() == keys && status(t).observed_generation == t.metadata.generation
     };

@@ -6,9 +6,9 @@ use crate::matrix::oracle::{self, End};
 use crate::matrix::place::Place;
 use crate::matrix::product::Product;
 use crate::matrix::undisturbed;
-use crate::support::World;
 use crate::support::api_proxy::{Point, Request};
 use crate::support::outage::{Away, Outage};
+use crate::support::{LIMIT, World};
 use futures::future::join_all;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -179,7 +179,9 @@ async fn a_tunnel_that_is_replaced_while_the_garbage_collector_stands_still_wait
             let secret = world.secrets().get_opt("plain-tokens").await.expect("the API server answers");
             secret.is_some_and(|secret| secret.metadata.uid == old)
         };
+        let deadline = Instant::now() + LIMIT;
         while is_old().await {
+            assert!(Instant::now() < deadline, "the garbage collector does not go on");
             sleep(Duration::from_millis(50)).await;
         }
         let free = Instant::now();

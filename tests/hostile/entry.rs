@@ -211,8 +211,11 @@ impl Case<'_> {
             Step::CloseSurplus { tunnel, .. } => assert_eq!(Some(&tunnel.id), answered),
             Step::Identify { tunnel, .. } => {
                 assert!([recorded, answered].contains(&Some(&tunnel.id)));
-                // A search that is too old for a proof is none.
-                assert!(self.memory.owned.iter().all(|own| own.id != tunnel.id));
+                // A search from before the lead is no proof, so AWS is asked again.
+                let term = self.standing.leads_since();
+                let counts = self.facts.search.as_ref().is_none_or(|s| term.is_some_and(|term| s.started >= term));
+                assert!(!counts || !self.is_own(tunnel));
+                assert!(!self.memory.owned.contains(tunnel));
             }
             Step::Record(change) => self.record(change),
             _ => {}
