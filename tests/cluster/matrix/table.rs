@@ -79,6 +79,14 @@ impl Table {
         )
     }
 
+    /// Those whose request did not come, but for DescribeTunnel: the rolling refresh calls it too, now and then,
+    /// also when the life was listed.
+    pub fn missed(&self) -> usize {
+        let rows = self.lives.iter().flat_map(|life| &life.rows);
+        let due = rows.filter(|(step, _)| step.request != "AWS DescribeTunnel");
+        due.flat_map(|(_, cells)| cells).filter(|cell| matches!(cell, Cell::DidNotCome)).count()
+    }
+
     /// Those whose request came.
     pub fn came(&self) -> usize {
         self.cells().filter(|cell| matches!(cell, Cell::Came(_))).count()
