@@ -76,10 +76,10 @@ pub fn described(world: &World) -> BTreeMap<String, usize> {
     times
 }
 
-/// The same, but for a Tunnel's own, which is described now and then.
-pub fn described_but(world: &World, own: &str) -> BTreeMap<String, usize> {
+/// The same, but for those that are a Tunnel's own, or were: these are described now and then.
+pub fn described_but(world: &World, own: &[&str]) -> BTreeMap<String, usize> {
     let mut times = described(world);
-    times.remove(own);
+    times.retain(|id, _| !own.contains(&id.as_str()));
     times
 }
 

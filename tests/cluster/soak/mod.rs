@@ -18,7 +18,7 @@ use crate::support::promise::{Rule, Violation};
 use counts::Counts;
 use fastrand::Rng;
 use oracle::Seen;
-use plan::{Bounds, Plan};
+use plan::{Acts, Bounds, Plan};
 use replicas::Replica;
 use scenario::Scenario;
 use std::collections::BTreeSet;
@@ -182,7 +182,7 @@ fn from_env<T: FromStr>(name: &str) -> Option<T> {
 async fn seeded(seed: u64, tunnels: usize, seconds: u64) -> Outcome {
     let again = format!("SOAK_SEED={seed} SOAK_TUNNELS={tunnels} SOAK_SECONDS={seconds} make soak");
     println!("seed {seed}; this plan again: {again}");
-    let outcome = soak(Plan::new(seed, Bounds::new(tunnels, seconds)), Product::Whole).await;
+    let outcome = soak(Plan::new(seed, Bounds::new(tunnels, seconds), Acts::All), Product::Whole).await;
     outcome.print();
     println!("seed {seed}; this plan again: {again}");
     outcome
@@ -212,16 +212,19 @@ async fn the_promise_holds_under_random_faults_and_kills_with_two_replicas() {
 async fn the_soak_sees_that_a_product_is_broken() {
     // It may never be quiet.
     let bounds = Bounds { settle: Duration::from_secs(25), silence: Duration::from_secs(2), ..Bounds::new(24, 25) };
-    let broken = async |product| {
-        let outcome = soak(Plan::new(1, bounds), product).await;
+    let broken = async |product, seed| {
+        let outcome = soak(Plan::new(seed, bounds, Acts::First), product).await;
         outcome.violations.iter().map(|violation| violation.rule).collect::<BTreeSet<Rule>>()
     };
-    let (unmarked, unsearched, unrotated, unconditioned) = tokio::join!(
-        broken(Product::Unmarked),
-        broken(Product::Unsearched),
-        broken(Product::Unrotated),
-        broken(Product::Unconditioned)
+    // That two meet at the same Tunnel is chance: there are plans in which none do.
+    let (unmarked, unsearched, unrotated, unconditioned, again) = tokio::join!(
+        broken(Product::Unmarked, 3),
+        broken(Product::Unsearched, 3),
+        broken(Product::Unrotated, 3),
+        broken(Product::Unconditioned, 3),
+        broken(Product::Unconditioned, 2),
     );
+    let unconditioned = &unconditioned | &again;
     for (product, seen, rules) in [
         (Product::Unmarked, unmarked, &[Rule::OpenedOnce, Rule::NoOrphan][..]),
         (Product::Unsearched, unsearched, &[Rule::OpenedOnce]),
