@@ -223,7 +223,16 @@ impl Case<'_> {
             }
             // Somebody else's, who may have left more than one tunnel behind.
             None if unsearched => return self.search(since, since, Reason::Rotating, since),
-            None => since + self.limits.recovery_grace,
+            None => {
+                // Whoever has told that has made its rotations in a row.
+                if self.object.record.reported == Some(Reason::SecretModified) {
+                    redone = self.damage();
+                    if let Some(step) = self.rest_from_redoing() {
+                        return step;
+                    }
+                }
+                since + self.limits.recovery_grace
+            }
         };
         if self.now.mono < free {
             return self.wait(None, Wait { until: Some(free), ..Wait::default() });

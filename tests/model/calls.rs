@@ -110,7 +110,7 @@ fn commit(world: &World, n: usize, out: &mut Out) {
     let mut data = Data { tunnel: id, source: 0, destination: 0 };
     let mut result = None;
     match call.of {
-        CallOf::Open { uid, attempt, request } => {
+        CallOf::Open { uid, attempt, request, tag } => {
             if w.tunnels.iter().any(|t| t.open && !t.untagged && t.uid == uid) && !w.may_double {
                 done.wrong = Some("OpenTunnel is carried out though the Tunnel has an open tunnel");
             }
@@ -124,6 +124,7 @@ fn commit(world: &World, n: usize, out: &mut Out) {
                 untagged: false,
                 late: w.lifetime_over,
                 request,
+                tag,
                 age: 0,
                 source: data.source,
                 destination: data.destination,

@@ -102,8 +102,9 @@ impl Operator {
                 uid: m.uid,
                 first_seen: 1,
                 open_doubt: m.open_doubt,
-                rotation: m.rotation.filter(|(.., stage)| matches!(stage, Stage::Doubt(_))),
+                rotation: m.rotation.filter(|r| matches!(r.stage, Stage::Doubt(_))),
                 late_rotation: m.late_rotation,
+                redone: m.redone,
                 closed: std::mem::take(&mut m.closed),
                 foreign: std::mem::take(&mut m.foreign),
                 owned: std::mem::take(&mut m.owned),
@@ -111,7 +112,7 @@ impl Operator {
                 ..Mem::default()
             };
             (self.search, self.searching) = (None, false);
-            (self.describing, self.described) = (None, None);
+            (self.describing, self.described, self.told_tag) = (None, None, None);
         }
         // The watch has caught up.
         if let (Some(written), Some(watched)) = (&m.written, &self.watched) {
@@ -150,6 +151,13 @@ impl Operator {
         }
         m.failure.iter_mut().for_each(|(_, age, _)| *age = (*age).min(1));
         m.trial = m.trial.filter(|age| *age == 0);
+        // Only what is newer counts: what this process has done, or what AWS has told.
+        match (&mut m.tag, &mut self.told_tag) {
+            (Some((_, set)), Some((.., told))) if *set <= *told => (*set, self.told_tag) = (1, None),
+            (_, Some((.., told))) => (m.tag, *told) = (None, 0),
+            (Some((_, set)), None) => *set = 1,
+            (None, None) => {}
+        }
         match &mut self.described {
             Some((_, Life::Closed, age)) => *age = 0,
             Some((_, Life::Open, age)) if m.expired.is_some_and(|since| *age <= since) => {
@@ -231,6 +239,7 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
     };
     world.object.iter_mut().for_each(|o| object(o, f));
     secrets(&mut world.secrets, f);
+    world.asked.iter_mut().for_each(|asked| data(asked, f));
     for tunnel in &mut world.tunnels {
         match kind {
             Kind::Tunnel => f(&mut tunnel.id),
@@ -269,6 +278,7 @@ fn visit(world: &mut World, kind: Kind, f: &mut impl FnMut(&mut u8)) {
             operator.search.iter_mut().for_each(|(_, found)| found.iter_mut().for_each(&mut *f));
             operator.describing.iter_mut().for_each(&mut *f);
             operator.described.iter_mut().for_each(|(id, ..)| f(id));
+            operator.told_tag.iter_mut().for_each(|(id, ..)| f(id));
             operator.surplus.iter_mut().for_each(|(.., id)| f(id));
         }
         if kind == Kind::Attempt {

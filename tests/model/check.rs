@@ -5,7 +5,7 @@ use crate::next::calm;
 use crate::rules::Rules;
 use crate::search::Fingerprints;
 use crate::world::*;
-use opentunnel_api::{Reason, ReopenPolicy};
+use opentunnel_api::{ClientMode, Reason, ReopenPolicy};
 
 /// More steps than any way to rest has.
 const MAX_STEPS: usize = 400;
@@ -74,7 +74,7 @@ fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
     let spec = &specs[usize::from(object.spec)];
     let wanted = spec.secrets;
     let secret = |name: u8| world.secrets[usize::from(name)].as_ref();
-    let conflict = wanted.iter().any(|(name, _)| secret(*name).is_some_and(|s| s.owner.is_none()));
+    let conflict = wanted.iter().any(|(name, _)| secret(*name).is_some_and(|s| s.owner.is_none() && !s.leftover));
     let own = open.iter().find(|t| Some(t.id) == object.tunnel);
     let former = (0..3).filter(|n| !wanted.iter().any(|(name, _)| name == n));
     let owned = |name: u8| secret(name).is_some_and(|s| s.owner == Some(object.uid));
@@ -102,12 +102,20 @@ fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
         ([], Some(Reason::Expired | Reason::Closed)) => None,
         (_, Some(Reason::SecretConflict)) if conflict => None,
         ([], _) => Some("it has no tunnel"),
+        (_, Some(Reason::SecretModified)) if world.policy == Policy::On => None,
         (_, reason) if reason != Some(Reason::Open) => Some("it is not Ready"),
         _ if conflict => Some("it is Ready though a Secret is somebody else's"),
         _ if former.into_iter().any(owned) => Some("a Secret stays that the spec does not name"),
         _ if !object.finalizer => Some("it has no finalizer"),
         _ if rules.recreate && own.is_some_and(|t| t.request != spec.request) => {
             Some("its tunnel is not what the spec wants")
+        }
+        _ if own.is_some_and(|t| t.tag != spec.tag && (t.tag != OTHERS_TAG || spec.tag != 0)) => {
+            Some("its tunnel has not the tags that the spec wants")
+        }
+        _ if object.rotate != object.handled => Some("new tokens were asked for, and not made"),
+        _ if own.zip(world.asked).is_some_and(|(t, asked)| has_old_tokens(t, asked, rules.rotates)) => {
+            Some("new tokens were asked for, and old ones are live")
         }
         _ => {
             let live = |(name, mode): &(u8, _)| {
@@ -117,6 +125,13 @@ fn at_rest(world: &World, rules: &Rules, specs: Specs) -> Option<&'static str> {
             (!wanted.iter().all(live)).then_some("it is Ready, and its Secrets hold dead tokens")
         }
     }
+}
+
+/// Whether a tunnel has tokens that were to be made anew.
+fn has_old_tokens(t: &Tunnel, asked: Data, mode: ClientMode) -> bool {
+    let same = (mode.has_source() && t.source == asked.source)
+        || (mode.has_destination() && t.destination == asked.destination);
+    t.id == asked.tunnel && same
 }
 
 /// Whether a Secret is as it was recorded.

@@ -26,6 +26,10 @@ const MORE: Specs = &[Spec::of(&[(0, Source)]), Spec::of(&[(0, All)])];
 const SUSPENDED: Specs = &[ONE[0], Spec { suspend: true, ..ONE[0] }, ONE[0]];
 /// Something that AWS cannot change on an open tunnel.
 const CHANGED: Specs = &[ONE[0], Spec { request: 1, ..ONE[0] }];
+/// A tag that gets another value, and then goes.
+const TAGGED: Specs = &[Spec { tag: 1, ..ONE[0] }, Spec { tag: 2, ..ONE[0] }, ONE[0]];
+/// A tag that comes, and then goes.
+const TAGGED_LATER: Specs = &[ONE[0], TAGGED[0], ONE[0]];
 
 /// Each kind of fault `n` times, and no more than `n` in all.
 fn any(n: u8) -> Budget {
@@ -164,6 +168,11 @@ fn first(max_states: usize, s: Scenario) -> Scenario {
     Scenario { max_states, ..s }
 }
 
+/// All of it by `make model`, else the nearest.
+fn nearest(s: Scenario) -> Scenario {
+    if large() { s } else { first(100_000, s) }
+}
+
 fn ready(name: &'static str, n: u8, elects: bool) -> Scenario {
     Scenario { ready: true, ..scenario(name, ONE, any(n), elects) }
 }
@@ -206,6 +215,68 @@ fn a_changed_tunnel_is_replaced_by_one_that_is_as_the_spec_says() {
         first(states, recreated(ready("recreated when Ready, a fault of any kind", 1, true))),
         first(states, recreated(scenario("recreated, a fault of any kind", ONE, any(1), true))),
         first(states, recreated(ready("two at once, recreated when Ready, a fault of any kind", 1, false))),
+    ]);
+}
+
+#[test]
+fn tags_follow_the_spec() {
+    let states = if large() { 1_000_000 } else { 60_000 };
+    let tagged = |specs, drift, s: Scenario| {
+        let budget = Budget { edits: 2, drift, all: s.budget.all + drift, ..s.budget };
+        Scenario { specs, budget, ..s }
+    };
+    run(&[
+        tagged(TAGGED, 0, scenario("tags change", ONE, any(0), true)),
+        tagged(TAGGED_LATER, 1, ready("tags come and go when Ready, and others change them", 0, true)),
+        first(states, tagged(TAGGED, 0, ready("tags change when Ready, a fault of any kind", 1, true))),
+    ]);
+}
+
+#[test]
+fn new_tokens_are_made_once_each_time_they_are_asked_for() {
+    let states = if large() { 1_000_000 } else { 60_000 };
+    let asked = |rotates, s: Scenario| Scenario {
+        rules: Rules { rotates, ..s.rules },
+        budget: Budget { rotations: 2, ..s.budget },
+        ..s
+    };
+    run(&[
+        asked(All, scenario("new tokens are asked for", ONE, any(0), true)),
+        first(
+            states,
+            asked(Source, ready("tokens of the source are asked for when Ready, a fault of any kind", 1, true)),
+        ),
+        first(states, asked(All, scenario("new tokens are asked for, a fault of any kind", ONE, any(1), true))),
+        first(states, asked(Source, ready("two at once, tokens of the source are asked for when Ready", 0, false))),
+    ]);
+}
+
+#[test]
+fn a_secret_that_nobody_controls_is_taken_over() {
+    let states = if large() { 1_000_000 } else { 60_000 };
+    let restored =
+        |s: Scenario| Scenario { budget: Budget { leftovers: 1, user: 1, all: s.budget.all + 2, ..s.budget }, ..s };
+    run(&[
+        nearest(restored(scenario("a Secret without an owner", ONE, any(0), true))),
+        restored(ready("a Secret without an owner when Ready", 0, true)),
+        first(states, restored(ready("two at once, a Secret without an owner when Ready", 0, false))),
+        first(states, restored(scenario("a Secret without an owner, a fault of any kind", ONE, any(1), true))),
+    ]);
+}
+
+#[test]
+fn what_does_not_stay_in_a_secret_is_not_written_for_ever() {
+    let states = if large() { 1_000_000 } else { 60_000 };
+    let changed = |policies, s: Scenario| Scenario {
+        budget: Budget { policies, pauses: 1, all: s.budget.all + 1, ..s.budget },
+        ..s
+    };
+    let damaged = Budget { all: 1, secrets: 1, ..Budget::default() };
+    run(&[
+        nearest(changed(2, scenario("a policy changes Secrets", ONE, any(0), true))),
+        nearest(changed(2, Scenario { budget: damaged, ..ready("a policy changes Secrets when Ready", 0, true) })),
+        first(states, changed(2, scenario("a policy changes Secrets, a fault of any kind", ONE, any(1), true))),
+        first(states, changed(1, scenario("two at once, a policy changes Secrets", ONE, any(0), false))),
     ]);
 }
 
@@ -320,6 +391,41 @@ fn each_rule_that_is_left_out_is_missed() {
             "the present spec is recorded, not what a tunnel was opened with",
             |r| (r.forgets_request, r.recreate) = (true, true),
             |s| (s.specs, s.budget.edits) = (CHANGED, 1),
+        ),
+        left_out(
+            "it is not recorded that a rotation that was asked for is made",
+            |r| r.forgets_handled = true,
+            |s| (s.ready, s.budget.rotations) = (true, 1),
+        ),
+        left_out(
+            "a rotation counts for what was asked while it was under way",
+            |r| r.handles_present = true,
+            |s| (s.ready, s.budget.rotations) = (true, 2),
+        ),
+        left_out(
+            "the key of a tag is not recorded before it is set",
+            |r| r.no_union = true,
+            |s| (s.specs, s.ready, s.budget.edits, s.budget.crashes) = (TAGGED_LATER, true, 2, 1),
+        ),
+        left_out(
+            "nobody looks at the tags of a tunnel",
+            |r| r.trusts_tags = true,
+            |s| (s.specs, s.ready, s.budget.drift) = (TAGGED, true, 1),
+        ),
+        left_out(
+            "a Secret that nobody controls is somebody else's",
+            |r| r.leftover_is_foreign = true,
+            |s| s.budget.leftovers = 1,
+        ),
+        left_out(
+            "a Secret that nobody controls is taken for what it says",
+            |r| r.believes_leftovers = true,
+            |s| s.budget.leftovers = 1,
+        ),
+        left_out(
+            "it is forgotten how often what was written did not stay",
+            |r| r.no_redone = true,
+            |s| s.budget.policies = 1,
         ),
     ];
     let mut missed = Vec::new();

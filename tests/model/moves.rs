@@ -111,7 +111,7 @@ pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<
         }
     }
     let memory = without(memory, &reconcile, rules);
-    mem.take(memory);
+    mem.take(memory, world.policy);
     let failed = matches!(outcome, Some(Outcome::Failed(_)));
     let ended = failed || matches!(step, Step::Wait(_));
     if ended {
@@ -131,12 +131,15 @@ pub fn step(world: &World, i: usize, rules: &Rules, specs: Specs, fault: Option<
 
 /// What the product remembers, where a rule is left out.
 fn without(memory: Memory, reconcile: &Reconcile, rules: &Rules) -> Memory {
-    if !rules.no_late_rotation && !rules.no_identity && !rules.no_word && !rules.settled {
+    if !rules.forgets() {
         return memory;
     }
     let mut content = memory.into_inner();
     if rules.no_late_rotation {
         content.rotating.late = None;
+    }
+    if rules.no_redone {
+        content.rotating.redone = None;
     }
     if rules.no_identity {
         let known = |t: &TunnelRef, content: &opentunnel_operator::memory::Remembered| content.owned.contains(t);
@@ -163,7 +166,8 @@ fn shown(reconcile: &Reconcile, memory: &Memory, rules: &Rules) -> Reconcile {
         let mut secrets = [const { None }; 3];
         for (name, data) in shown.view.kept.iter().flatten() {
             let (owner, generation) = (Some(shown.view.uid), shown.view.generation);
-            secrets[usize::from(*name)] = Some(Secret { version: 0, owner, generation, data: *data, sound: true });
+            secrets[usize::from(*name)] =
+                Some(Secret { version: 0, owner, leftover: false, generation, data: *data, sound: true });
         }
         shown.secrets = Some(secrets);
     }
@@ -181,7 +185,7 @@ pub fn put_back(operator: &mut Operator) {
     }
     operator.memory = operator.watched.as_ref().map(|w| Mem::new(w.uid, operator.live));
     (operator.search, operator.searching) = (None, false);
-    (operator.describing, operator.described) = (None, None);
+    (operator.describing, operator.described, operator.told_tag) = (None, None, None);
 }
 
 /// A call of operator `i` has ended, with this outcome.
@@ -191,7 +195,8 @@ pub fn learn(world: &mut World, i: usize, step: &Step, outcome: &Outcome, late: 
     let (mut memory, view) = (mem.real(world), operator::view(world, reconcile, false, specs, rules));
     memory.learn(step, outcome, &view.object, &operator::limits(rules), operator::now(late));
     let memory = without(memory, reconcile, rules);
-    world.operators[i].memory.as_mut().expect("it is there").take(memory);
+    let policy = world.policy;
+    world.operators[i].memory.as_mut().expect("it is there").take(memory, policy);
 }
 
 fn in_short(step: &Step, fault: Option<Fault>) -> String {

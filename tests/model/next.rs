@@ -81,6 +81,11 @@ pub struct Out<'a> {
 }
 
 impl Out<'_> {
+    /// Nothing goes wrong any more.
+    pub fn is_calm(&self) -> bool {
+        self.from.is_some()
+    }
+
     pub fn is_full(&self) -> bool {
         self.from.is_some() && !self.next.is_empty()
     }
@@ -135,7 +140,7 @@ fn own(world: &World, i: usize, rules: &Rules, specs: Specs, out: &mut Out) {
                 (w.leader, w.leads_for) = (Some(Some(i as u8)), 0);
                 let operator = &mut w.operators[i];
                 (operator.search, operator.searching) = (None, false);
-                (operator.describing, operator.described) = (None, None);
+                (operator.describing, operator.described, operator.told_tag) = (None, None, None);
                 operator.memory.iter_mut().for_each(|memory| memory.first_seen = memory.first_seen.max(1));
             },
         );
@@ -169,6 +174,24 @@ fn own(world: &World, i: usize, rules: &Rules, specs: Specs, out: &mut Out) {
                 world,
                 || format!("operator {i}: AWS tells that tunnel {id} is {now:?}"),
                 |w| w.operators[i].described = Some((id, now, 0)),
+            );
+        }
+    }
+    // The slow refresh of what AWS tells of open tunnels.
+    if let Some(watched) = operator.watched.as_ref().filter(|o| !o.closed)
+        && let Some(t) = world.tunnels.iter().find(|t| Some(t.id) == watched.tunnel && t.open)
+        && world.leads(i)
+        && !world.away
+    {
+        let wanted = specs[usize::from(watched.spec)].tag;
+        let others = t.tag == OTHERS_TAG && !watched.tag_key && wanted == 0;
+        let told = operator.told_tag.is_some_and(|(id, tag, _)| (id, tag) == (t.id, t.tag));
+        if t.tag != wanted && !others && !told {
+            let (id, tag) = (t.id, t.tag);
+            out.push(
+                world,
+                || format!("operator {i}: AWS tells that tunnel {id} has the tag {tag}"),
+                |w| w.operators[i].told_tag = Some((id, tag, 0)),
             );
         }
     }
@@ -330,6 +353,15 @@ fn time(world: &World, out: &mut Out) {
         after.objects().for_each(|o| o.pause = false);
         if after != *world {
             out.push(&after, || "the pause before another opening is over".into(), |_| {});
+        }
+        let waits = |o: &Operator| o.memory.as_ref().is_some_and(|m| m.redone.is_some_and(|(_, _, over)| !over));
+        let mut w = world.clone();
+        // A policy that stays is quarrelled with now and then, for ever.
+        let goes_on = world.policy == Policy::Off || spend(&mut w, |left| &mut left.pauses);
+        if goes_on && (world.policy == Policy::Off || !out.is_calm()) && world.operators.iter().any(waits) {
+            let over = |m: &mut Mem| m.redone.iter_mut().for_each(|(.., over)| *over = true);
+            let all = |w: &mut World| w.operators.iter_mut().filter_map(|o| o.memory.as_mut()).for_each(over);
+            out.push(&w, || "the pause before another rotation is over".into(), all);
         }
         if world.away {
             out.push(world, || "AWS can be asked again".into(), |w| w.away = false);

@@ -1,23 +1,24 @@
 //! The product's own types, made of this model's numbers, and back.
 
 use crate::rules::Rules;
-use crate::world::*;
+use crate::world::{self, *};
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::{ClientMode, DeletionPolicy, Reopen, SecretStatus, TunnelState, UpdatePolicy};
 use opentunnel_operator::clock::{Mono, Now};
 use opentunnel_operator::facts::{Facts, Limits, Turns, View};
+use opentunnel_operator::memory::redone::{Damage, Redone};
 use opentunnel_operator::memory::{
     self, Backoff, Ending, Failure, Memory, Opening, Remembered, Rotating, Rotation, RotationStage, Tending, Trial,
 };
 use opentunnel_operator::pacer::Turn;
-use opentunnel_operator::read::{self, Key, SecretSpec, Spec};
+use opentunnel_operator::read::{self, Key, RotateRequest, SecretSpec, Spec};
 use opentunnel_operator::record::{Connections, Record, RecordedTunnel};
 use opentunnel_operator::secrets::{self, FoundSecret, SecretFacts};
 use opentunnel_operator::tunnels::{
-    self, Attempt, CallError, CallErrorKind, Described, Found, InAccount, OpenRequest, Owner, Search, Side, Tags,
-    Token, Tokens, TunnelId, TunnelRef,
+    self, Attempt, CallError, CallErrorKind, Described, Details, Found, InAccount, OpenRequest, Owner, Search, Side,
+    Tags, Token, Tokens, TunnelId, TunnelRef,
 };
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_secs(6);
@@ -84,9 +85,26 @@ pub fn owner(uid: u8, n: u8) -> Owner {
 }
 
 /// Arguments of OpenTunnel.
-fn request(n: u8) -> OpenRequest {
+fn request(n: u8, tag: u8) -> OpenRequest {
     let description = (n > 0).then(|| n.to_string());
-    OpenRequest { description, destination: None, tags: Vec::new(), lifetime_minutes: None }
+    OpenRequest { description, destination: None, tags: tags(tag).into_iter().collect(), lifetime_minutes: None }
+}
+
+/// The key of the tag.
+pub const TAG: &str = "t";
+
+/// The tags of a tunnel whose tag has this value.
+pub fn tags(value: u8) -> Tags {
+    (value > 0).then(|| (TAG.to_owned(), value.to_string())).into_iter().collect()
+}
+
+/// The value that it has among these.
+pub fn tag(tags: &Tags) -> u8 {
+    tags.get(TAG).map_or(0, |value| number(value))
+}
+
+fn asked(n: u8) -> Option<String> {
+    (n > 0).then(|| n.to_string())
 }
 
 /// Which they are.
@@ -95,7 +113,7 @@ pub fn request_number(request: &OpenRequest) -> u8 {
 }
 
 /// The digests of all that there are.
-static REQUESTS: LazyLock<[String; 2]> = LazyLock::new(|| [request(0).digest(), request(1).digest()]);
+static REQUESTS: LazyLock<[String; 2]> = LazyLock::new(|| [request(0, 0).digest(), request(1, 0).digest()]);
 
 fn request_digest(n: u8) -> String {
     REQUESTS[usize::from(n)].clone()
@@ -148,7 +166,7 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
         deleted_at: object.deleted.then(|| now(world.lifetime_over).wall),
         other_finalizers: Vec::new(),
         spec: Spec {
-            request: request(spec.request),
+            request: request(spec.request, spec.tag),
             lifetime: LIFETIME,
             secrets: spec.secrets.iter().map(secret).collect(),
             update_policy: if rules.recreate { UpdatePolicy::Recreate } else { UpdatePolicy::Immutable },
@@ -164,13 +182,13 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
             secrets: object.kept.as_ref().map(|kept| kept.iter().map(status).collect()),
             reported: object.reported,
             observed_generation: object.observed.map(i64::from),
-            tag_keys: Vec::new(),
-            handled_rotate_at: None,
+            tag_keys: if object.tag_key { vec![TAG.to_owned()] } else { Vec::new() },
+            handled_rotate_at: asked(object.handled),
             reopen: object.pause.then(pause),
             connections: Connections::default(),
         },
         conditions: Vec::new(),
-        rotate: None,
+        rotate: asked(object.rotate).map(|value| RotateRequest { value, mode: Some(rules.rotates) }),
     }
 }
 
@@ -189,6 +207,8 @@ pub fn take(object: &mut Object, record: &Record) {
     object.kept = record.secrets.as_ref().map(|secrets| secrets.iter().map(kept).collect());
     object.reported = record.reported;
     object.observed = record.observed_generation.map(small);
+    object.tag_key = !record.tag_keys.is_empty();
+    object.handled = record.handled_rotate_at.as_deref().map_or(0, number);
 }
 
 /// The Tunnel as a reconcile sees it.
@@ -226,6 +246,13 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
         };
         Described { life, asked: at(age), details: None }
     });
+    let told = operator.told_tag.filter(|(id, ..)| Some(*id) == reconcile.view.tunnel && !rules.trusts_tags);
+    let described = told.map_or(described.clone(), |(id, value, age)| {
+        let life = tunnels::Life::Open { created_at: opened_at(world, id, reconcile.view.opened_late) };
+        let described = described.unwrap_or(Described { life, asked: at(age), details: None });
+        let details = Details { tags: tags(value), ..Details::default() };
+        Some(Described { details: Some((Arc::new(details), at(age))), ..described })
+    });
     let fresh = if rules.counted_attempts {
         reconcile.view.claim.map_or(1, |(_, attempt)| attempt + 1)
     } else {
@@ -241,7 +268,7 @@ pub fn facts(world: &World, i: usize, reconcile: &Reconcile, view: &View, memory
         turns: Turns::all(Turn::Granted),
         gate: None,
         trouble: operator.memory.as_ref().filter(|m| m.trouble).map(|_| String::new()),
-        tags: Tags::new(),
+        tags: view.object.spec.tags(&Tags::new()),
         rival: None,
         takes_secrets: true,
     }
@@ -254,14 +281,21 @@ fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rul
     let fact = |name: String| {
         let wanted = object.spec.secrets.iter().find(|s| s.name == name);
         let answer = memory.answer.as_ref().zip(wanted);
-        let found = all[usize::from(number(&name))].as_ref().map(|secret| FoundSecret {
-            controller: if rules.foreign_is_ours { Some(uid) } else { secret.owner }.map(|uid| uid.to_string()),
-            leftover: false,
+        let secret = all[usize::from(number(&name))].as_ref();
+        let believed = rules.believes_leftovers && secret.is_some_and(|secret| secret.leftover);
+        let owner = |secret: &Secret| if believed || rules.foreign_is_ours { Some(uid) } else { secret.owner };
+        let found = secret.map(|secret| FoundSecret {
+            controller: owner(secret).map(|uid| uid.to_string()),
+            leftover: secret.leftover && !rules.leftover_is_foreign && !believed,
             predecessor: false,
             holder: String::new(),
             editors: None,
             terminating: false,
-            generation: secret.generation.into(),
+            generation: match secret.leftover {
+                true if believed => object.record.token_generation + 1,
+                true => 0,
+                false => secret.generation.into(),
+            },
             sha256: digest(secret.data),
             sound: secret.sound,
             labelled: true,
@@ -269,7 +303,11 @@ fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rul
             mode: secret.data.mode(),
             tokens: tokens(secret.data),
         });
-        let sha256_of_answer = answer.map(|(answer, wanted)| digest(data_of(answer).of(wanted.mode)));
+        let data = |(answer, wanted): (&memory::Answer, &SecretSpec)| match secret {
+            Some(secret) if believed => secret.data,
+            _ => data_of(answer).of(wanted.mode),
+        };
+        let sha256_of_answer = answer.map(|answer| digest(data(answer)));
         SecretFacts { name, found, sha256_of_answer }
     };
     secrets::names(object, owned.map(|n| n.to_string())).into_iter().map(fact).collect()
@@ -293,6 +331,20 @@ pub fn tokens(data: Data) -> Tokens {
     Tokens { source: side(data.source), destination: side(data.destination) }
 }
 
+/// More rotations in a row make no other difference than a longer pause.
+const MOST_REDONE: u8 = 4;
+
+/// `over`: the pause after them is over, and the next one is still one in a row.
+fn redone((damage, times, over): (Option<Damage>, u8, bool)) -> Redone {
+    let (times, last) = (times.into(), if over { Mono(NOW.0 - Duration::from_secs(121)) } else { NOW });
+    Redone { damage, times, last }
+}
+
+/// A Secret as it was written: how it is decorated does not matter here.
+fn as_written(name: u8) -> SecretSpec {
+    SecretSpec { name: name.to_string(), ..SecretSpec::default() }
+}
+
 impl Mem {
     pub fn new(uid: u8, saw_creation: bool) -> Self {
         Self { uid, saw_creation, ..Self::default() }
@@ -301,12 +353,12 @@ impl Mem {
     /// The product's.
     pub fn real(&self, world: &World) -> Memory {
         let ids = |ids: &[u8]| ids.iter().map(|n| TunnelId(n.to_string())).collect();
-        let rotation = |(generation, mode, others_live, stage): (u8, ClientMode, bool, Stage)| Rotation {
-            generation: generation.into(),
-            mode,
-            others_live,
-            handles: None,
-            stage: match stage {
+        let rotation = |r: world::Rotation| Rotation {
+            generation: r.generation.into(),
+            mode: r.mode,
+            others_live: r.others_live,
+            handles: asked(r.handles),
+            stage: match r.stage {
                 Stage::Claimed => RotationStage::Claimed,
                 Stage::Doubt(age) => RotationStage::Doubt(at(age)),
                 Stage::Lost => RotationStage::Lost,
@@ -320,10 +372,10 @@ impl Mem {
             },
             tunnel: tunnel(a.data.tunnel),
             tokens: tokens(a.data),
-            opened_with: matches!(a.of, AnswerOf::Open(_)).then(|| (Tags::new(), request_digest(a.request))),
+            opened_with: matches!(a.of, AnswerOf::Open(_)).then(|| (tags(a.tag), request_digest(a.request))),
             at: at(a.age),
             wall: opened_at(world, a.data.tunnel, a.late),
-            written: Vec::new(),
+            written: (0..3_u8).filter(|n| a.written & (1 << n) != 0).map(as_written).collect(),
         };
         let failure = |(reason, age, told): (opentunnel_api::Reason, Age, bool)| Failure {
             reason,
@@ -348,10 +400,13 @@ impl Mem {
                 late: self.late_rotation.map(i64::from),
                 // That a tag was written is not kept: it would be written once more, which changes nothing.
                 marked: None,
-                // Nothing in this world changes Secrets so often that a rotation has to wait.
-                redone: None,
+                redone: self.redone.map(redone),
             },
-            tending: Tending::default(),
+            tending: Tending {
+                tags: self.tag.map(|(value, age)| ([(TAG.to_owned(), asked(value))].into(), at(age))),
+                tags_failed: self.tag_failed.then(|| (1, at(OLD))),
+                ..Tending::default()
+            },
             ending: Ending {
                 down: self.deleting.map(at),
                 expired: self.expired.map(at),
@@ -368,7 +423,7 @@ impl Mem {
     }
 
     /// Takes over what the product's has become.
-    pub fn take(&mut self, memory: Memory) {
+    pub fn take(&mut self, memory: Memory, policy: Policy) {
         let real = memory.into_inner();
         let ids = |ids: &[TunnelId]| ids.iter().map(|id| number(&id.0)).collect();
         let rotation = |r: Rotation| {
@@ -377,7 +432,8 @@ impl Mem {
                 RotationStage::Doubt(called) => Stage::Doubt(age(called)),
                 RotationStage::Lost => Stage::Lost,
             };
-            (small(r.generation), r.mode, r.others_live, stage)
+            let (generation, handles) = (small(r.generation), r.handles.as_deref().map_or(0, number));
+            world::Rotation { generation, mode: r.mode, others_live: r.others_live, stage, handles }
         };
         let answer = |a: memory::Answer| Answer {
             of: match &a.of {
@@ -387,6 +443,11 @@ impl Mem {
             },
             data: data_of(&a),
             request: a.opened_with.as_ref().and_then(|(_, digest)| request_of(digest)).unwrap_or_default(),
+            tag: a.opened_with.as_ref().map_or(0, |(tags, _)| tag(tags)),
+            written: match policy {
+                Policy::Never => 0,
+                _ => a.written.iter().fold(0, |all, secret| all | 1 << number(&secret.name)),
+            },
             late: a.wall > wall(OPENED + 3600),
             age: age(a.at),
         };
@@ -405,6 +466,15 @@ impl Mem {
             // A dry-run answer counts for 5 s.
             trial: real.backoff.trial.map(|t| age(t.at)).filter(|age| *age == 0),
             late_rotation: real.rotating.late.map(small),
+            redone: real.rotating.redone.filter(|_| policy != Policy::Never).map(|r| {
+                let over = r.next_at(r.damage.unwrap_or(Damage::Edited), NOW).is_none() && r.last < NOW;
+                (r.damage, u8::try_from(r.times).unwrap_or(MOST_REDONE).min(MOST_REDONE), over)
+            }),
+            tag: real
+                .tending
+                .tags
+                .and_then(|(known, set)| Some((known.get(TAG)?.as_deref().map_or(0, number), age(set)))),
+            tag_failed: real.tending.tags_failed.is_some(),
             deleting: real.ending.down.map(age),
             expired: real.ending.expired.map(age),
             closed: ids(&real.ending.closed),

@@ -1,7 +1,7 @@
 //! Rules of the protocol, each of which can be left out: by what `decide` is told, or by what becomes of its
 //! decision. The product has no hook for it.
 
-use opentunnel_api::ReopenPolicy;
+use opentunnel_api::{ClientMode, ReopenPolicy};
 
 /// A rule that is left out.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +12,8 @@ pub struct Rules {
     pub reopen: ReopenPolicy,
     /// Not a mutation: `updatePolicy: Recreate`.
     pub recreate: bool,
+    /// Not a mutation: the sides that are to get new tokens when the user asks for them.
+    pub rotates: ClientMode,
     /// The claim is not written, only remembered.
     pub no_claim: bool,
     /// Writes are not conditioned by the resourceVersion.
@@ -58,4 +60,26 @@ pub struct Rules {
     pub closes_unnamed: bool,
     /// What is recorded is the present spec, not what the tunnel was opened with.
     pub forgets_request: bool,
+    /// It is not recorded that a rotation that was asked for is made.
+    pub forgets_handled: bool,
+    /// A rotation counts for what was asked while it was under way.
+    pub handles_present: bool,
+    /// `status.tagKeys` is not written before a tag is set.
+    pub no_union: bool,
+    /// What AWS tells of tags is not looked at.
+    pub trusts_tags: bool,
+    /// A token Secret that nobody controls is somebody else's.
+    pub leftover_is_foreign: bool,
+    /// A token Secret that nobody controls is taken to hold what it should.
+    pub believes_leftovers: bool,
+    /// It is not remembered how often what was written did not stay.
+    pub no_redone: bool,
+}
+
+impl Rules {
+    /// Something is left out of what is remembered.
+    pub fn forgets(&self) -> bool {
+        let openings = self.no_identity || self.no_word || self.settled;
+        openings || self.no_late_rotation || self.no_redone
+    }
 }

@@ -11,6 +11,30 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
         w.left.edits -= 1;
         edit(&w, object, specs, out);
     }
+    if let Some(object) = world.object.as_ref().filter(|_| world.left.rotations > 0) {
+        let mut w = world.clone();
+        w.left.rotations -= 1;
+        let open = world.tunnels.iter().find(|t| Some(t.id) == object.tunnel && t.open && !object.closed);
+        let now = open.map(|t| Data { tunnel: t.id, source: t.source, destination: t.destination });
+        out.push(
+            &w,
+            || "the user asks for new tokens".into(),
+            |w| {
+                w.asked = now;
+                change(w, |o| o.rotate += 1);
+            },
+        );
+    }
+    if world.left.policies > 0 {
+        let mut w = world.clone();
+        w.left.policies -= 1;
+        let (policy, what) = match world.policy {
+            Policy::On => (Policy::Off, "ends"),
+            _ => (Policy::On, "begins"),
+        };
+        out.push(&w, || format!("a policy that changes Secrets {what}"), |w| w.policy = policy);
+    }
+    leftovers(world, specs, out);
     let mut w = world.clone();
     if spend(&mut w, |left| &mut left.user) {
         match &world.object {
@@ -54,8 +78,9 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
                 w.last.tunnel += 1;
                 let (id, source, destination) = (w.last.tunnel, w.next_token(), w.next_token());
                 let (uid, attempt, age) = (0, 0, OLD);
-                let (open, untagged, late, request) = (true, false, w.lifetime_over, 0);
-                w.tunnels.push(Tunnel { id, uid, attempt, open, untagged, late, request, age, source, destination });
+                let (open, untagged, late, request, tag) = (true, false, w.lifetime_over, 0, 0);
+                let opened = Tunnel { id, uid, attempt, open, untagged, late, request, tag, age, source, destination };
+                w.tunnels.push(opened);
                 change(w, |o| {
                     (o.tunnel, o.opened_late, o.closed) = (Some(id), late, false);
                     (o.end, o.attempt, o.opened_with, o.pause) = (None, None, None, false);
@@ -70,6 +95,14 @@ pub fn users(world: &World, specs: Specs, out: &mut Out) {
             || "AWS cannot be asked, and by the local clocks alone the lifetime is over".into(),
             |w| (w.lifetime_over, w.away, w.may_end) = (true, true, true),
         );
+    }
+    for n in 0..world.tunnels.len() {
+        let mut w = world.clone();
+        if world.tunnels[n].open && spend(&mut w, |left| &mut left.drift) {
+            for tag in [0, OTHERS_TAG].into_iter().filter(|tag| *tag != world.tunnels[n].tag) {
+                out.push(&w, || format!("somebody makes the tag of a tunnel {tag}"), |w| w.tunnels[n].tag = tag);
+            }
+        }
     }
     let mut w = world.clone();
     if spend(&mut w, |left| &mut left.third_party) {
@@ -109,6 +142,41 @@ fn change(world: &mut World, change: impl FnOnce(&mut Object)) {
     }
 }
 
+/// Token Secrets that nobody controls.
+fn leftovers(world: &World, specs: Specs, out: &mut Out) {
+    let mut w = world.clone();
+    if !spend(&mut w, |left| &mut left.leftovers) {
+        return;
+    }
+    for (name, mode) in specs[0].secrets.iter().filter(|(name, _)| world.secrets[usize::from(*name)].is_none()) {
+        let data = Data { tunnel: 1, source: GARBAGE, destination: GARBAGE }.of(*mode);
+        out.push(
+            &w,
+            || format!("a backup brings back Secret {name}"),
+            |w| {
+                let (version, owner, leftover, generation) = (w.next_version(), None, true, 7);
+                w.secrets[usize::from(*name)] =
+                    Some(Secret { version, owner, leftover, generation, data, sound: true });
+            },
+        );
+    }
+    if let Some(object) = &world.object {
+        let uid = object.uid;
+        out.push(
+            &w,
+            || "the user deletes the Tunnel, and leaves its Secrets".into(),
+            |w| {
+                for name in 0..3 {
+                    let version = w.next_version();
+                    let own = w.secrets[name].iter_mut().filter(|s| s.owner == Some(uid));
+                    own.for_each(|s| (s.owner, s.leftover, s.version) = (None, true, version));
+                }
+                change(w, |o| o.deleted = true);
+            },
+        );
+    }
+}
+
 fn secrets(world: &World, specs: Specs, out: &mut Out) {
     let uid = world.object.as_ref().map(|o| o.uid);
     let used = specs.iter().flat_map(|spec| spec.secrets).map(|(name, _)| usize::from(*name)).max().unwrap_or_default();
@@ -126,7 +194,8 @@ fn secrets(world: &World, specs: Specs, out: &mut Out) {
         let garbage = Data { tunnel: 1, source: GARBAGE, destination: GARBAGE };
         match &world.secrets[name] {
             None => edit(out, "puts a foreign", &|_, version| {
-                Some(Secret { version, owner: None, generation: 0, data: garbage.of(ClientMode::Source), sound: true })
+                let (owner, leftover, data) = (None, false, garbage.of(ClientMode::Source));
+                Some(Secret { version, owner, leftover, generation: 0, data, sound: true })
             }),
             Some(secret) => {
                 edit(out, "deletes", &|_, _| None);

@@ -5,6 +5,7 @@
 use opentunnel_api::{ClientMode, Reason};
 use opentunnel_operator::clock::Mono;
 use opentunnel_operator::facts::Standing;
+use opentunnel_operator::memory::redone::Damage;
 use std::time::Duration;
 
 /// What the user wants, one version of the spec after the other.
@@ -17,12 +18,14 @@ pub struct Spec {
     pub secrets: &'static [(u8, ClientMode)],
     /// Which arguments OpenTunnel gets.
     pub request: u8,
+    /// The value of its tag; 0: it has none.
+    pub tag: u8,
     pub suspend: bool,
 }
 
 impl Spec {
     pub const fn of(secrets: &'static [(u8, ClientMode)]) -> Self {
-        Self { secrets, request: 0, suspend: false }
+        Self { secrets, request: 0, tag: 0, suspend: false }
     }
 }
 
@@ -35,6 +38,8 @@ pub const OLD: Age = 6;
 pub const CALL_LIVES: Age = 4;
 /// The recovery grace: 30 s.
 pub const GRACE: Age = 5;
+/// The tag that somebody else gives to a tunnel.
+pub const OTHERS_TAG: u8 = 9;
 /// Not a token: somebody edited it in.
 pub const GARBAGE: u8 = u8::MAX;
 
@@ -64,6 +69,19 @@ pub struct World {
     pub forged: bool,
     /// A claim was wiped, or a call was carried out after the grace: two tunnels may be opened.
     pub may_double: bool,
+    /// The open tunnel and its tokens when a rotation was asked for last.
+    pub asked: Option<Data>,
+    /// Whether something changes Secrets as they are written.
+    pub policy: Policy,
+}
+
+/// Something that changes what is written into Secrets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Policy {
+    /// In this scenario there is none.
+    Never,
+    Off,
+    On,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -96,6 +114,16 @@ pub struct Budget {
     pub clock: u8,
     /// The user edits the spec, beside all that goes wrong.
     pub edits: u8,
+    /// The user asks for new tokens, beside all that goes wrong.
+    pub rotations: u8,
+    /// Somebody changes the tag of a tunnel in AWS.
+    pub drift: u8,
+    /// A backup brings a Secret back, or the Tunnel is deleted without its Secrets.
+    pub leftovers: u8,
+    /// A policy that changes what is written into Secrets begins or ends, beside all that goes wrong.
+    pub policies: u8,
+    /// Pauses between rotations that are over while that policy is there.
+    pub pauses: u8,
 }
 
 /// The Tunnel.
@@ -126,6 +154,11 @@ pub struct Object {
     pub kept: Option<Vec<(u8, Data)>>,
     pub reported: Option<Reason>,
     pub observed: Option<u8>,
+    /// The operator's tag is among `status.tagKeys`.
+    pub tag_key: bool,
+    /// The rotation that was asked for last, and the last that was handled; 0: none.
+    pub rotate: u8,
+    pub handled: u8,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -133,6 +166,8 @@ pub struct Secret {
     pub version: u8,
     /// The UID that controls it; `None`: somebody else's.
     pub owner: Option<u8>,
+    /// A token Secret that nobody controls.
+    pub leftover: bool,
     pub generation: u8,
     pub data: Data,
     pub sound: bool,
@@ -177,6 +212,8 @@ pub struct Tunnel {
     pub late: bool,
     /// The arguments that it was opened with.
     pub request: u8,
+    /// The value of its tag; 0: it has none.
+    pub tag: u8,
     /// How long ago it was opened; `OLD` where that does not matter.
     pub age: Age,
     pub source: u8,
@@ -202,6 +239,7 @@ pub enum CallOf {
         uid: u8,
         attempt: u8,
         request: u8,
+        tag: u8,
     },
     Rotate {
         tunnel: u8,
@@ -257,6 +295,8 @@ pub struct Operator {
     pub describing: Option<u8>,
     /// A tunnel, what AWS told of it, and when.
     pub described: Option<(u8, Life, Age)>,
+    /// An open tunnel, the tag that AWS told of it, and when.
+    pub told_tag: Option<(u8, u8, Age)>,
     /// Surplus tunnels: UID, attempt and tunnel.
     pub surplus: Vec<(u8, u8, u8)>,
 }
@@ -291,10 +331,16 @@ pub struct Mem {
     /// Since when a tunnel is to be opened.
     pub opens: Option<Age>,
     pub unfinished: Option<(u8, Age)>,
-    pub rotation: Option<(u8, ClientMode, bool, Stage)>,
+    pub rotation: Option<Rotation>,
     pub answer: Option<Answer>,
     pub trial: Option<Age>,
     pub late_rotation: Option<u8>,
+    /// Rotations in a row for the same damage, so many at the most, and whether the pause after them is over.
+    pub redone: Option<(Option<Damage>, u8, bool)>,
+    /// The value of the tag that this process has set (0: taken off), and when.
+    pub tag: Option<(u8, Age)>,
+    /// A call that sets or takes off the tag failed.
+    pub tag_failed: bool,
     pub deleting: Option<Age>,
     pub expired: Option<Age>,
     pub closed: Vec<u8>,
@@ -303,6 +349,17 @@ pub struct Mem {
     pub failure: Option<(Reason, Age, bool)>,
     pub trouble: bool,
     pub written: Option<Object>,
+}
+
+/// A rotation of this process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Rotation {
+    pub generation: u8,
+    pub mode: ClientMode,
+    pub others_live: bool,
+    pub stage: Stage,
+    /// The one that was asked for and comes with it; 0: none.
+    pub handles: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -318,8 +375,11 @@ pub struct Answer {
     pub data: Data,
     /// The arguments of OpenTunnel.
     pub request: u8,
+    pub tag: u8,
     pub late: bool,
     pub age: Age,
+    /// The Secrets that were written with it, where that is known to matter: a bit for each.
+    pub written: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -347,6 +407,8 @@ impl World {
             may_end: false,
             forged: false,
             may_double: false,
+            asked: None,
+            policy: if left.policies > 0 { Policy::Off } else { Policy::Never },
         };
         world.create(None);
         world
@@ -374,7 +436,11 @@ impl World {
             kept: None,
             reported: None,
             observed: None,
+            tag_key: false,
+            rotate: 0,
+            handled: 0,
         });
+        self.asked = None;
     }
 
     pub fn next_version(&mut self) -> u8 {
@@ -438,6 +504,7 @@ impl World {
         for operator in &mut self.operators {
             operator.search.iter_mut().for_each(|(age, _)| old(age));
             operator.described.iter_mut().filter(|(id, ..)| !stays.contains(id)).for_each(|(.., age)| old(age));
+            operator.told_tag.iter_mut().for_each(|(.., age)| old(age));
             operator.reconcile.iter_mut().filter_map(|r| r.read.as_mut()).for_each(old);
             let Some(m) = &mut operator.memory else { continue };
             old(&mut m.first_seen);
@@ -445,9 +512,10 @@ impl World {
             m.unfinished.iter_mut().for_each(|(_, age)| old(age));
             m.failure.iter_mut().for_each(|(_, age, _)| old(age));
             m.answer.iter_mut().for_each(|a| old(&mut a.age));
+            m.tag.iter_mut().for_each(|(_, age)| old(age));
             let others = [&mut m.open_doubt, &mut m.opens, &mut m.trial, &mut m.deleting, &mut m.expired];
             others.into_iter().flatten().for_each(old);
-            if let Some((.., Stage::Doubt(age))) = &mut m.rotation {
+            if let Some(Rotation { stage: Stage::Doubt(age), .. }) = &mut m.rotation {
                 old(age);
             }
         }

@@ -112,15 +112,44 @@ impl Reason {
 
     /// Nothing more follows: the main condition is `Ended`, not `Ready`.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Expired | Self::Closed | Self::Suspended)
+        self.kind() == Kind::End
     }
 
     /// A person has to do something: the condition `Stalled` stands beside.
     pub fn is_stalled(self) -> bool {
-        use Reason::{AccessDenied, InvalidRequest, SecretConflict, SecretModified, WrongAccount};
-        matches!(self, AccessDenied | InvalidRequest | SecretConflict | SecretModified | WrongAccount)
+        self.kind() == Kind::Stalled
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Open => Kind::Ready,
+            Self::Opening
+            | Self::LimitExceeded
+            | Self::AwsUnavailable
+            | Self::Rotating
+            | Self::Recreating
+            | Self::Closing => Kind::Reconciling,
+            Self::AccessDenied
+            | Self::InvalidRequest
+            | Self::SecretConflict
+            | Self::SecretModified
+            | Self::WrongAccount => Kind::Stalled,
+            Self::Expired | Self::Closed | Self::Suspended => Kind::End,
+        }
     }
 }
+
+/// What a reason makes of the conditions.
+#[derive(PartialEq)]
+enum Kind {
+    Ready,
+    Reconciling,
+    Stalled,
+    End,
+}
+
+// A reason that is not in the list would not be read back.
+const _: () = assert!(Reason::ALL.len() == Reason::Suspended as usize + 1);
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

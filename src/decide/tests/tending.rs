@@ -409,6 +409,16 @@ fn spoilt() -> Given {
     ready().with(|s| s.secrets = vec![but(ours(1), |s| s.editors = Some("gitops (data.region)".into()))])
 }
 
+/// Another process has told that what is written into a Secret does not stay; this one sees it for so many seconds.
+fn modified_before(seconds: u64) -> Given {
+    let seen = MONO - seconds;
+    let given = rotating(RotationStage::Lost).searched(seen + 1, vec![]).redone(None, 3, seconds);
+    given.with(|s| {
+        (s.memory.rotating.own, s.memory.rotating.unfinished) = (None, Some((2, mono(seen))));
+        (s.secrets, s.object.record.reported) = (vec![ours(1)], Some(Reason::SecretModified));
+    })
+}
+
 /// What was written into the Secret with the answer in hand has not stayed.
 fn written_and_spoilt(given: Given, generation: i64) -> Given {
     given.with(|s| {
@@ -442,6 +452,9 @@ table! {
         s.secrets = vec![ours(1)];
         s.object.record.reported = Some(Reason::SecretModified);
     }).redone(Some(Damage::Edited), 3, 60) => Record(Change::Rotating { redone: Some(Damage::Edited), .. }),
+    after_a_restart_the_pause_is_waited_for_too: modified_before(10) => Wait(w) if w.until == Some(mono(MONO + 50)),
+    after_it_they_are_made_anew_by_another_process: modified_before(61)
+        => Record(Change::Rotating { redone: Some(Damage::Edited), .. }),
     a_late_rotate_waits_for_no_pause: spoilt().redone(Some(Damage::Edited), 3, 1)
         .with(|s| s.memory.rotating.late = Some(0)) => Record(Change::Rotating { redone: None, .. }),
     tokens_of_an_opening_that_do_not_stay_come_by_rotation: written_and_spoilt(claimed(0).opened(Some(MONO)), 1)

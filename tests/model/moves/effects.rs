@@ -6,7 +6,7 @@ use crate::world::*;
 use opentunnel_operator::facts::View;
 use opentunnel_operator::record::Change;
 use opentunnel_operator::step::{Identity, Need, Outcome, Step};
-use opentunnel_operator::tunnels::{CallError, CallErrorKind, Tags};
+use opentunnel_operator::tunnels::{CallError, CallErrorKind};
 
 impl Effect<'_> {
     /// Carries a step out. `None`: a call to AWS is under way, which is answered later.
@@ -30,16 +30,21 @@ impl Effect<'_> {
             Step::Claim { attempt, new } => return Some(self.claim(number(&attempt.0), *new, view)),
             Step::RestoreFinalizer => return Some(self.patch(view, |o| o.finalizer = true)),
             Step::RemoveFinalizer => return Some(self.patch(view, |o| o.finalizer = false)),
-            Step::Open { attempt, .. } => {
+            Step::Open { attempt, tags } => {
                 let request = operator::request_number(&view.object.spec.request);
-                return self.call(CallOf::Open { uid, attempt: number(&attempt.0), request });
+                let tag = operator::tag(tags);
+                return self.call(CallOf::Open { uid, attempt: number(&attempt.0), request, tag });
             }
             // The tag tells no more than the status does, unless etcd is restored. It is written at once.
             Step::Mark { .. } => {
                 let error = || CallError { kind: CallErrorKind::Doubt, message: String::new() };
                 return Some(Outcome::Tagged(if self.fault.is_some() { Err(error()) } else { Ok(()) }));
             }
-            Step::Tag { .. } | Step::TakeTagsOff { .. } => return Some(Outcome::Tagged(Ok(()))),
+            Step::Tag { tunnel, tags, .. } => return Some(self.tag(number(&tunnel.id.0), operator::tag(tags))),
+            Step::TakeTagsOff { tunnel, keys, .. } => {
+                assert_eq!(keys, &[operator::TAG], "no other is the operator's");
+                return Some(self.tag(number(&tunnel.id.0), 0));
+            }
             Step::Identify { tunnel, .. } => return Some(Outcome::Identified(self.identify(number(&tunnel.id.0)))),
             Step::Rotate { tunnel, mode, generation, others } => {
                 let tunnel = number(&tunnel.id.0);
@@ -70,6 +75,16 @@ impl Effect<'_> {
             Step::Queue(_) | Step::Reuse { .. } | Step::Forget | Step::TellUnconnected | Step::TellRival(_) => {}
         }
         Some(Outcome::Done)
+    }
+
+    /// TagResource or UntagResource. It is answered at once.
+    fn tag(&mut self, id: u8, value: u8) -> Outcome {
+        self.wrote = true;
+        if self.fault != Some(Fault::Refused) {
+            self.world.tunnel(id).into_iter().for_each(|t| t.tag = value);
+        }
+        let error = || CallError { kind: CallErrorKind::Doubt, message: String::new() };
+        Outcome::Tagged(if self.fault.is_some() { Err(error()) } else { Ok(()) })
     }
 
     fn claim(&mut self, n: u8, new: bool, view: &View) -> Outcome {
@@ -178,9 +193,18 @@ impl Effect<'_> {
         if self.rules.forgets_request && matches!(change, Change::Opened { .. } | Change::OpenedInVain { .. }) {
             after.tunnel.iter_mut().for_each(|t| t.opened_with = Some(object.spec.request.digest()));
         }
+        if matches!(change, Change::Rotated { .. }) {
+            if self.rules.forgets_handled {
+                after.handled_rotate_at.clone_from(&object.record.handled_rotate_at);
+            }
+            if self.rules.handles_present {
+                after.handled_rotate_at = object.rotate.as_ref().map(|rotate| rotate.value.clone());
+            }
+        }
         let unnamed = self.world.object.as_ref().is_none_or(|o| o.tunnel != self.reconcile.view.tunnel);
         let unwritten = match change {
             Change::Rotating { .. } => self.rules.no_rotation_claim,
+            Change::TagKeys(_) => self.rules.no_union && object.spec.request.tags.len() == 1,
             Change::Closing(_) => self.rules.closes_ready || (self.rules.closes_unnamed && unnamed),
             Change::Adopted { .. } => self.rules.closes_unnamed && object.spec.suspend,
             _ => false,
@@ -204,7 +228,7 @@ impl Effect<'_> {
 pub fn step_of(world: &World, of: CallOf, late: bool) -> Option<Step> {
     let opened_at = |tunnel| operator::opened_at(world, tunnel, late);
     Some(match of {
-        CallOf::Open { attempt: n, .. } => Step::Open { attempt: attempt(n), tags: Tags::new() },
+        CallOf::Open { attempt: n, tag, .. } => Step::Open { attempt: attempt(n), tags: operator::tags(tag) },
         CallOf::Rotate { tunnel, mode, generation, others } => Step::Rotate {
             tunnel: operator::tunnel(tunnel),
             mode,

@@ -1,7 +1,7 @@
 //! The writes of Secrets: each conditioned by what was read.
 
 use super::{Effect, Fault, failed};
-use crate::world::{Data, Secret};
+use crate::world::{Data, GARBAGE, Policy, Secret};
 use opentunnel_operator::step::Outcome;
 
 impl Effect<'_> {
@@ -11,7 +11,7 @@ impl Effect<'_> {
         let read = self.reconcile.secrets.as_ref().expect("read before");
         let present = &self.world.secrets[name];
         let fits = version(present) == version(&read[name]) || self.rules.unconditioned;
-        if fits && present.as_ref().is_some_and(|s| s.owner != Some(self.reconcile.view.uid)) {
+        if fits && present.as_ref().is_some_and(|s| s.owner != Some(self.reconcile.view.uid) && !s.leftover) {
             self.wrong = Some("a Secret of somebody else's is written");
         }
         fits
@@ -45,8 +45,9 @@ impl Effect<'_> {
         let secret = Secret {
             version: self.world.next_version(),
             owner: Some(self.reconcile.view.uid),
+            leftover: false,
             generation: u8::try_from(generation).unwrap_or(u8::MAX),
-            data,
+            data: if self.world.policy == Policy::On { Data { source: GARBAGE, ..data } } else { data },
             sound: true,
         };
         self.put(name, Some(secret), false)
