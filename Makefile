@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs reloaders soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -76,6 +76,10 @@ matrix: cluster ## Print the matrix: each life of a Tunnel with every fault at e
 
 costs: cluster ## What 1,000 open Tunnels cost at rest (6 minutes)
 	@cargo test --test cluster -- costs::a_thousand --nocapture --include-ignored
+
+# Programs of others, which nothing here builds.
+reloaders: cluster ## Try docs/consumers.md with reloaders that you have: OPENTUNNEL_RELOADER=path, OPENTUNNEL_WAVE=path
+	@cargo test --test cluster -- consumers::reloaders --nocapture --ignored
 
 # libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
 # a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.

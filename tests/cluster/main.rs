@@ -1,6 +1,7 @@
 //! Tests of the operator's real program against a real API server, with AWS emulated.
 
 mod aws_access;
+mod consumers;
 mod costs;
 mod crash;
 mod crd;
