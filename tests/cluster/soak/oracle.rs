@@ -77,7 +77,12 @@ impl Seen {
                     ("Suspended", _) => life.spec.suspend && !open,
                     _ if life.spec.suspend => false,
                     ("Closed", Some(id)) => life.closed.contains(id),
-                    ("Expired", Some(_)) => known.is_some_and(|t| t.expires_at <= scenario.world.aws.now()),
+                    ("Expired", Some(id)) => {
+                        let recorded = tunnel.status.as_ref().and_then(|status| status.expires_at);
+                        // AWS says nothing of one that somebody has removed: by then its lifetime may be over.
+                        let removed = recorded.filter(|_| life.closed.contains(id));
+                        known.map(|t| t.expires_at).or(removed).is_some_and(|at| at <= scenario.world.aws.now())
+                    }
                     _ => false,
                 };
                 ended && own.is_empty()
