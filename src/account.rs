@@ -88,19 +88,21 @@ impl Account {
         is_tagged_for(owner, &self.cluster, key)
     }
 
-    /// CloseTunnel, whose turn `ticket` has.
+    /// CloseTunnel, whose turn `ticket` has. `None`: it is not its turn any more.
     ///
     /// # Errors
     /// AWS refused, or did not answer.
-    pub async fn close_tunnel(&self, ticket: &Key, id: &TunnelId) -> Result<(), CallError> {
+    pub async fn close_tunnel(&self, ticket: &Key, id: &TunnelId) -> Option<Result<(), CallError>> {
         let pacer = self.pacers.lane(Lane::Close);
-        pacer.begin(ticket);
+        if !pacer.depart(ticket, None).await {
+            return None;
+        }
         let outcome = self.aws.close(id).await;
         pacer.end(ticket, &outcome);
         if outcome.is_ok() {
             self.pacers.lane(Lane::Open).probe_now();
         }
-        outcome
+        Some(outcome)
     }
 
     /// Has a surplus tunnel closed in the background.

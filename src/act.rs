@@ -2,10 +2,13 @@
 
 mod secret;
 
+use crate::clock::Mono;
 use crate::context::Context;
 use crate::error::Error;
 use crate::facts::View;
+use crate::memory::CLAIM_LIMIT;
 use crate::observe::Secrets;
+use crate::pacer::Pacer;
 use crate::read::{Object, read};
 use crate::record::Change;
 use crate::status;
@@ -17,16 +20,20 @@ use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use opentunnel_api::{ClientMode, FINALIZER, GENERATION_TAG, MANAGER, OPENING_ANNOTATION, OWNER_TAG, Tunnel};
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Carries out `step`, which was decided on `view` and `secrets`.
 pub async fn act(ctx: &Context, step: &Step, view: &View, secrets: Option<&Secrets>) -> Outcome {
-    let act = Act { ctx, object: &view.object, secrets: secrets.map_or(&[], Vec::as_slice) };
+    let secrets = secrets.map_or(&[][..], Vec::as_slice);
+    let act = Act { ctx, object: &view.object, read_at: view.read_at, secrets };
     act.act(step).await.unwrap_or_else(Outcome::Failed)
 }
 
 struct Act<'a> {
     ctx: &'a Context,
     object: &'a Object,
+    read_at: Option<Mono>,
     secrets: &'a [(String, Option<k8s_openapi::api::core::v1::Secret>)],
 }
 
@@ -65,7 +72,9 @@ impl Act<'_> {
                 return Ok(self.tagged("UntagResource", ctx.account.aws.untag(&tunnel.arn, keys).await));
             }
             Step::Close { tunnel, .. } => {
-                let outcome = ctx.account.close_tunnel(key, &tunnel.id).await;
+                let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id).await else {
+                    return Ok(Outcome::Withdrawn);
+                };
                 return Ok(Outcome::ClosedOrUntagged(told(tunnel, "CloseTunnel", "is closed", outcome)));
             }
             Step::Untag { tunnel, .. } => {
@@ -130,8 +139,10 @@ impl Act<'_> {
         let (account, key) = (&self.ctx.account, &self.object.key);
         let owner = account.owner(key, attempt);
         let pacer = account.pacers.lane(Lane::Open);
+        if !self.departs(pacer).await {
+            return Outcome::Withdrawn;
+        }
         let called = self.ctx.clock.mono();
-        pacer.begin(key);
         let generation = self.object.record.token_generation + 1;
         let answer = account.aws.open(&self.object.spec.request, tags, &owner, generation).await;
         pacer.end(key, &answer);
@@ -145,14 +156,30 @@ impl Act<'_> {
     async fn rotate(&self, tunnel: &TunnelRef, mode: ClientMode) -> Outcome {
         let (account, key) = (&self.ctx.account, &self.object.key);
         let pacer = account.pacers.lane(Lane::Rotate);
+        if !self.departs(pacer).await {
+            return Outcome::Withdrawn;
+        }
         let called = self.ctx.clock.mono();
-        pacer.begin(key);
         let answer = account.aws.rotate(&tunnel.id, mode, self.object.spec.request.destination.as_ref()).await;
         pacer.end(key, &answer);
         if let Err(error) = &answer {
             failed("RotateTunnelAccessToken", error);
         }
         Outcome::Rotated { called, answer }
+    }
+
+    /// Waits until the call may leave: as long as what it was claimed with is fresh, and this process leads.
+    async fn departs(&self, pacer: &Pacer) -> bool {
+        let (ctx, key) = (self.ctx, &self.object.key);
+        let fresh = self.read_at.map_or(Duration::ZERO, |at| (at + CLAIM_LIMIT).0.saturating_sub(ctx.clock.mono().0));
+        if !pacer.depart(key, Some(Instant::now() + fresh)).await {
+            return false;
+        }
+        let leads = ctx.standing().leads_since().is_some();
+        if !leads {
+            pacer.give_back(key);
+        }
+        leads
     }
 
     async fn identify(&self, tunnel: &TunnelRef) -> Result<Identity, CallError> {

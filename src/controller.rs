@@ -59,7 +59,8 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
             act(ctx, &Step::Wait(Wait::default()), &sight.view, None).await;
             return Ok(Action::await_change());
         }
-        let facts = observe(ctx, &sight.view, &kept.memory, kept.trouble.as_deref(), &mut sight.secrets).await?;
+        let trouble = kept.trouble.as_deref();
+        let facts = observe(ctx, &sight.view, &kept.memory, trouble, sight.needs_secrets, &mut sight.secrets).await?;
         // The lead may have passed on, or something been wiped, while this was found out.
         wiped = ctx.memories.take_wiped(&key);
         forget_written(kept, wiped);
@@ -67,6 +68,11 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
             continue;
         }
         let step = decide(&sight.view, &facts, &kept.memory, standing, &ctx.limits, ctx.clock.now());
+        // That the Secrets are as they were recorded is enough for doing nothing, and for nothing else.
+        if sight.secrets.is_none() && !matches!(step, Step::Wait(_)) {
+            sight.needs_secrets = true;
+            continue;
+        }
         tracing::debug!(?step);
         let began = ctx.clock.mono();
         let outcome = act(ctx, &step, &sight.view, sight.secrets.as_ref()).await;
@@ -92,12 +98,14 @@ struct Sight {
     view: View,
     /// `None`: they are to be read (again).
     secrets: Option<Secrets>,
+    /// They are read, whatever the watch shows of them.
+    needs_secrets: bool,
 }
 
 impl Sight {
     fn new(watched: Object, kept: &mut Kept) -> Self {
         let view = View { object: newest(watched, kept), read_at: None, gone: false, wiped: false };
-        Self { view, secrets: None }
+        Self { view, secrets: None, needs_secrets: false }
     }
 
     /// Takes over what a step, which began at `began`, has read and written.

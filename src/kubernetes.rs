@@ -15,7 +15,7 @@ use kube::{Api, Client, Config, Resource};
 use opentunnel_api::{MANAGER, Tunnel};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// The API server. The client repeats no request: a write whose answer was lost must be judged, not sent again.
@@ -95,6 +95,41 @@ impl Kubernetes {
         if let Err(error) = self.request("publish an event", api.create(&Default::default(), &event)).await {
             tracing::debug!(%error, "an event was lost");
         }
+    }
+}
+
+/// The limit of each request at start.
+pub const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a request at start is made again.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// The longest pause between two of them.
+const START_PAUSE: Duration = Duration::from_secs(5);
+
+/// A request at start, which is made again for a minute while the API server is busy: it refuses by its priority and
+/// fairness (429), or fails (5xx). `None`: it does not answer.
+pub async fn at_start<T, F: Future<Output = kube::Result<T>>>(request: impl Fn() -> F) -> Option<kube::Result<T>> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let answer = tokio::time::timeout(START_TIMEOUT, request()).await.ok();
+        let busy = |error: &kube::Error| match error {
+            kube::Error::Api(status) if status.code == 429 || status.code >= 500 => {
+                let after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                Some(pause.max(Duration::from_secs(after.into())))
+            }
+            _ => None,
+        };
+        let wait = match &answer {
+            None => Some(pause),
+            Some(answer) => answer.as_ref().err().and_then(busy),
+        };
+        let Some(wait) = wait.map(|wait| wait.min(START_PAUSE)).filter(|wait| begun.elapsed() + *wait < START_LIMIT)
+        else {
+            return answer;
+        };
+        tracing::info!("the API server is busy; trying again in {wait:.1?}");
+        tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+        pause *= 2;
     }
 }
 

@@ -13,7 +13,9 @@ use kube::Api;
 /// The Secrets that concern a Tunnel, by name, as they were read or written last.
 pub type Secrets = Vec<(String, Option<Secret>)>;
 
-/// Looks. `secrets`: those that this reconcile has read. They are read again when other names concern the Tunnel.
+/// Looks. `secrets`: those that this reconcile has read. They are read again when other names concern the Tunnel, and
+/// not at all (they stay `None`) where the watch shows that nobody has touched them since they were recorded, unless they
+/// are `needed`.
 ///
 /// # Errors
 /// A Secret cannot be read.
@@ -22,14 +24,20 @@ pub async fn observe(
     view: &View,
     memory: &Memory,
     trouble: Option<&str>,
+    needed: bool,
     secrets: &mut Option<Secrets>,
 ) -> Result<Facts, Error> {
     let (object, account) = (&view.object, &ctx.account);
     let key = &object.key;
     let names = secrets::names(object, ctx.owned.names(key));
-    let read = match secrets {
-        Some(read) if read.iter().map(|(name, _)| name).eq(&names) => read,
-        _ => secrets.insert(read_secrets(ctx, &key.namespace, names).await?),
+    let untouched = || secrets::as_recorded(object, &names, |recorded| ctx.owned.is_as_recorded(key, recorded));
+    let recorded_secrets = (!needed && secrets.is_none() && memory.answer.is_none()).then(untouched).flatten();
+    let secrets = match (recorded_secrets, secrets) {
+        (Some(recorded), _) => recorded,
+        (None, Some(read)) if read.iter().map(|(name, _)| name).eq(&names) => all_facts(ctx, view, memory, read),
+        (None, secrets) => {
+            all_facts(ctx, view, memory, secrets.insert(read_secrets(ctx, &key.namespace, names).await?))
+        }
     };
     let recorded = object.record.tunnel.as_ref();
     let search = account.poller.found(key);
@@ -38,7 +46,7 @@ pub async fn observe(
     let described = known.filter_map(|t| Some((t.id.clone(), account.poller.described(&t.id)?))).collect();
     Ok(Facts {
         fresh_attempt: Attempt::random(),
-        secrets: read.iter().map(|(name, secret)| facts(ctx, view, memory, name, secret.as_ref())).collect(),
+        secrets,
         search,
         in_account: recorded.map_or(InAccount::Yes, |t| account.aws.has(&t.reference.arn)),
         described,
@@ -62,15 +70,22 @@ async fn read_secrets(ctx: &Context, namespace: &str, names: Vec<String>) -> Res
     Ok(read)
 }
 
+fn all_facts(ctx: &Context, view: &View, memory: &Memory, read: &Secrets) -> Vec<SecretFacts> {
+    read.iter().map(|(name, secret)| facts(ctx, view, memory, name, secret.as_ref())).collect()
+}
+
 fn facts(ctx: &Context, view: &View, memory: &Memory, name: &str, secret: Option<&Secret>) -> SecretFacts {
     let wanted = view.object.spec.secrets.iter().find(|s| s.name == name);
     let sha256_of_answer = memory.answer.as_ref().zip(wanted).map(|(answer, wanted)| {
         let data = secrets::data(wanted.mode, &answer.tokens, &answer.tunnel.id, ctx.account.aws.region());
         secrets::sha256(&data)
     });
-    SecretFacts {
-        name: name.to_owned(),
-        found: secret.map(|s| secrets::found(s, &view.object.key, wanted)),
-        sha256_of_answer,
+    let found = secret.map(|s| secrets::found(s, &view.object.key, wanted));
+    let generation = view.object.record.token_generation;
+    let whole = |f: &&secrets::FoundSecret| f.sound && f.labelled && !f.terminating && f.generation == generation;
+    if let Some(found) = found.as_ref().filter(whole) {
+        let name = (view.object.key.namespace.clone(), name.to_owned());
+        ctx.owned.have_read(&name, found.version.as_deref(), &found.sha256);
     }
+    SecretFacts { name: name.to_owned(), found, sha256_of_answer }
 }

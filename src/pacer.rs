@@ -1,7 +1,9 @@
 //! One pacer per AWS operation, shared by all Tunnels: it spaces the calls to AWS's quota.
 //!
 //! A reconcile never waits in the queue. It takes a ticket and returns; the pacer wakes the Tunnel
-//! when its turn has come. Within a namespace the order is creationTimestamp (so it is the same
+//! when its turn has come. That is a little ahead of its call, twice as long as it took lately to get ready for one, so that what has to be written before the
+//! call is written when the call may leave, and the quota is used in full however late the API server and AWS answer:
+//! calls are spaced from departure to departure, and several may be in flight. Within a namespace the order is creationTimestamp (so it is the same
 //! after a restart), and the namespaces take turns, so that none can starve another. A key without a
 //! namespace is no Tunnel's: its turn comes when nobody else waits.
 //!
@@ -14,19 +16,24 @@ use crate::read::Key;
 use crate::tunnels::{CallError, CallErrorKind};
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// Spacing beyond the quota's, from call to call. From a call's answer to the next call it is the
-/// quota's: a call that took long to arrive must not be followed too soon.
+/// Spacing beyond the quota's, from departure to departure.
 const MARGIN: f64 = 1.02;
-/// A turn that is not used within this time goes to the next in the queue. Longer than the two
+/// So long at the least before its call may leave a turn is given, and at the most. A claim may be 5 s old when the call
+/// leaves.
+const AHEAD: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+/// A turn whose holder is not ready to call within this time goes to the next in the queue. Longer than the two
 /// writes that may come between the turn and its call.
 const TURN_LIMIT: Duration = Duration::from_secs(5);
+/// AWS's bucket holds as many calls as its rate is, and one at least: where that is more than one, a call that left
+/// late does not delay those after it.
+const CATCHES_UP: f64 = 2.0;
 /// The longest pause between two probes of a shut gate.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
@@ -37,7 +44,7 @@ pub enum Turn {
     None,
     /// It has a ticket.
     Waiting,
-    /// It is its turn, for a few seconds.
+    /// It is its turn: what comes before the call is done now, and then it departs.
     Granted,
 }
 
@@ -54,7 +61,7 @@ pub struct Gate {
 
 /// The pacer of one operation.
 pub struct Pacer {
-    interval: Duration,
+    spacing: Spacing,
     state: Mutex<State>,
     changed: Notify,
     waits: Histogram,
@@ -72,9 +79,42 @@ struct State {
     /// The namespace that had the last turn.
     last_namespace: String,
     issued: u64,
-    last_call: Option<Instant>,
-    last_answer: Option<Instant>,
+    /// How many turns were given.
+    given: u64,
+    /// The turns whose call has not left: since when, and whose.
+    granted: BTreeMap<u64, (Instant, Key)>,
+    /// Those of them whose holders are ready to call: the first departs first.
+    ready: BTreeSet<u64>,
+    /// How long it takes to get ready: the longest time, of which each other one takes a tenth off.
+    readying: Duration,
+    /// How many calls are in flight.
+    calling: usize,
+    last: Option<Departure>,
     shut: Option<Shut>,
+}
+
+/// When the last call left, and when it might have.
+#[derive(Clone, Copy)]
+struct Departure {
+    due: Instant,
+    at: Instant,
+}
+
+/// How far apart calls leave.
+#[derive(Clone, Copy)]
+struct Spacing {
+    /// On an average.
+    interval: Duration,
+    /// At the least.
+    least: Duration,
+}
+
+impl Spacing {
+    fn of(rate: f64) -> Self {
+        let interval = Duration::from_secs_f64(MARGIN / rate);
+        let least = if rate < CATCHES_UP { Duration::from_secs_f64(1.0 / rate) } else { Duration::ZERO };
+        Self { interval, least }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -88,7 +128,9 @@ struct Ticket {
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
     Waiting,
-    Granted(Instant),
+    /// Under this number.
+    Granted(u64),
+    /// Since then.
     Calling(Instant),
 }
 
@@ -103,8 +145,7 @@ impl Pacer {
     /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`; how long each call
     /// waited for it goes into `waits`, in seconds.
     pub fn new(rate: f64, waits: Histogram, wake: mpsc::UnboundedSender<Key>) -> Self {
-        let interval = Duration::from_secs_f64(MARGIN / rate);
-        Self { interval, state: Mutex::default(), changed: Notify::new(), waits, wake }
+        Self { spacing: Spacing::of(rate), state: Mutex::default(), changed: Notify::new(), waits, wake }
     }
 
     /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
@@ -136,31 +177,43 @@ impl Pacer {
         }
     }
 
-    /// The call leaves now.
-    pub fn begin(&self, key: &Key) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        state.last_call = Some(now);
-        if let Some(ticket) = state.tickets.get_mut(key) {
-            ticket.stage = Stage::Calling(now);
-            self.waits.observe((now - ticket.since).as_secs_f64());
+    /// Waits until the call of `key`, whose turn it is, may leave, at most until `latest`. True: it leaves now. False:
+    /// it is not its turn any more (the gate has shut, or it has given its ticket back), or it is too late.
+    pub async fn depart(&self, key: &Key, latest: Option<Instant>) -> bool {
+        let _ready = Ready { pacer: self, key };
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let due = match self.lock().depart(key, latest, self.spacing) {
+                Depart::Now(since) => {
+                    self.waits.observe(since.elapsed().as_secs_f64());
+                    return true;
+                }
+                Depart::No => return false,
+                Depart::Next(due) => due,
+                Depart::After(latest) => latest,
+            };
+            match due {
+                Some(due) => tokio::select! { () = tokio::time::sleep_until(due) => {}, () = changed => {} },
+                None => changed.await,
+            }
         }
-        drop(state);
-        // The next in the queue need not wait for the answer.
-        self.changed.notify_waiters();
     }
 
     /// The call ended. Refused by a limit, `key` keeps its place in the queue; else its ticket is used up.
     pub fn end<T>(&self, key: &Key, outcome: &Result<T, CallError>) {
         let mut state = self.lock();
-        state.last_answer = Some(Instant::now());
         let Some(ticket) = state.tickets.get(key).copied() else {
             return;
         };
         state.remove(key);
         let mut shut_now = Vec::new();
         match outcome {
-            Ok(_) => state.shut = None,
+            // A call that left before the gate shut says nothing new about it.
+            Ok(_) => {
+                state.shut.take_if(|shut| matches!(ticket.stage, Stage::Calling(at) if at >= shut.at));
+            }
             Err(e) if matches!(e.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) => {
                 state.enqueue(key.clone(), ticket.place);
                 if state.shut.is_none() {
@@ -204,7 +257,8 @@ impl Pacer {
 
     /// How many wait for their call.
     pub fn depth(&self) -> usize {
-        self.lock().tickets.values().filter(|t| !matches!(t.stage, Stage::Calling(_))).count()
+        let state = self.lock();
+        state.tickets.len() - state.calling
     }
 
     /// Waits for the turn of `key`, who is no Tunnel that could be woken.
@@ -227,7 +281,7 @@ impl Pacer {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let next = self.lock().next(self.interval);
+            let next = self.lock().next(self.spacing);
             match next {
                 Next::Grant(key) => {
                     self.changed.notify_waiters();
@@ -250,6 +304,33 @@ impl Pacer {
     }
 }
 
+/// Whoever waits to depart is ready, until its wait ends: also where it is dropped.
+struct Ready<'a> {
+    pacer: &'a Pacer,
+    key: &'a Key,
+}
+
+impl Drop for Ready<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pacer.lock();
+        if let Some(Stage::Granted(turn)) = state.tickets.get(self.key).map(|ticket| ticket.stage) {
+            state.ready.remove(&turn);
+        }
+        drop(state);
+        self.pacer.changed.notify_waiters();
+    }
+}
+
+enum Depart {
+    /// It leaves; since then it had been in the queue.
+    Now(Instant),
+    /// It is the next: then, as far as can be told.
+    Next(Option<Instant>),
+    /// Others leave before it. Not later than then.
+    After(Option<Instant>),
+    No,
+}
+
 enum Next {
     Grant(Key),
     At(Instant),
@@ -266,6 +347,11 @@ impl State {
         let Some(ticket) = self.tickets.remove(key) else {
             return false;
         };
+        match ticket.stage {
+            Stage::Waiting => {}
+            Stage::Granted(turn) => self.settle(turn),
+            Stage::Calling(_) => self.calling -= 1,
+        }
         if let Some(queue) = self.queues.get_mut(&key.namespace) {
             queue.remove(&ticket.place);
             if queue.is_empty() {
@@ -273,6 +359,51 @@ impl State {
             }
         }
         true
+    }
+
+    /// A turn is used, or given back.
+    fn settle(&mut self, turn: u64) {
+        self.granted.remove(&turn);
+        self.ready.remove(&turn);
+    }
+
+    /// Lets the call of `key` leave, if it may.
+    fn depart(&mut self, key: &Key, latest: Option<Instant>, spacing: Spacing) -> Depart {
+        let now = Instant::now();
+        let Some(ticket) = self.tickets.get_mut(key) else { return Depart::No };
+        let Stage::Granted(turn) = ticket.stage else { return Depart::No };
+        let since = ticket.since;
+        if self.ready.insert(turn)
+            && let Some((given, _)) = self.granted.get(&turn)
+        {
+            self.readying = (now - *given).max(self.readying.mul_f64(0.9));
+        }
+        let due = next_due(self.last, spacing, now);
+        if latest.is_some_and(|latest| now.max(due) >= latest) {
+            return Depart::No;
+        }
+        if self.ready.first() != Some(&turn) {
+            return Depart::After(latest);
+        }
+        if now < due {
+            return Depart::Next(Some(due));
+        }
+        ticket.stage = Stage::Calling(now);
+        self.settle(turn);
+        self.calling += 1;
+        // A call that comes after a pause begins anew.
+        let due = if now < due + spacing.interval { due } else { now };
+        self.last = Some(Departure { due, at: now });
+        Depart::Now(since)
+    }
+
+    /// Takes back the turns of those whose call has not left: they keep their places.
+    fn take_back(&mut self) {
+        for (_, key) in std::mem::take(&mut self.granted).into_values() {
+            let place = self.tickets.get(&key).map(|ticket| ticket.place);
+            self.remove(&key);
+            place.into_iter().for_each(|place| self.enqueue(key.clone(), place));
+        }
     }
 
     /// A call that left before the gate shut says nothing new about it.
@@ -286,6 +417,7 @@ impl State {
                 }
             }
             None => {
+                self.take_back();
                 let gate = Gate { cause: error.kind, message: error.message.clone(), since: Timestamp::now() };
                 self.shut = Some(Shut { gate, at: now, failures: 0, probe_at: now + backoff(0) });
             }
@@ -293,36 +425,32 @@ impl State {
     }
 
     /// Gives the next turn, if it is time for one.
-    fn next(&mut self, interval: Duration) -> Next {
+    fn next(&mut self, spacing: Spacing) -> Next {
         let now = Instant::now();
-        let lapsed: Vec<Key> = self
-            .tickets
-            .iter()
-            .filter(|(_, t)| matches!(t.stage, Stage::Granted(at) if now >= at + TURN_LIMIT))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &lapsed {
-            self.remove(key);
+        let idle = |state: &Self| {
+            let idle = state.granted.iter().find(|(turn, _)| !state.ready.contains(turn));
+            idle.map(|(_, (since, key))| (*since + TURN_LIMIT, key.clone()))
+        };
+        while let Some((_, key)) = idle(self).filter(|(lapses, _)| *lapses <= now) {
+            self.remove(&key);
         }
-        let granted = self.tickets.values().find_map(|t| match t.stage {
-            Stage::Granted(at) => Some(at),
-            _ => None,
-        });
-        if let Some(at) = granted {
-            return Next::At(at + TURN_LIMIT);
+        let lapses = idle(self).map(|(lapses, _)| lapses);
+        let due = next_due(self.last, spacing, now).max(now);
+        let turn_at = match &self.shut {
+            _ if self.queues.is_empty() => None,
+            // One probe at a time.
+            Some(_) if !self.granted.is_empty() || self.calling > 0 => None,
+            Some(shut) => Some(due.max(shut.probe_at)),
+            None => {
+                let before = u32::try_from(self.granted.len()).unwrap_or(u32::MAX);
+                let ahead = (self.readying * 2).clamp(AHEAD.0, AHEAD.1);
+                (due + spacing.interval.saturating_mul(before)).checked_sub(ahead)
+            }
+        };
+        match turn_at {
+            Some(at) if at <= now => self.pop().map_or(Next::Idle, Next::Grant),
+            at => at.into_iter().chain(lapses).min().map_or(Next::Idle, Next::At),
         }
-        let probing = self.tickets.values().any(|t| matches!(t.stage, Stage::Calling(_)));
-        if self.queues.is_empty() || (self.shut.is_some() && probing) {
-            return Next::Idle;
-        }
-        let spaced = self.last_call.map(|at| at + interval);
-        let answered = self.last_answer.map(|at| at + interval.div_f64(MARGIN));
-        let probe = self.shut.as_ref().map(|shut| shut.probe_at);
-        if let Some(due) = spaced.max(answered).max(probe).filter(|due| *due > now) {
-            return Next::At(due);
-        }
-        let Some(key) = self.pop() else { return Next::Idle };
-        Next::Grant(key)
     }
 
     /// The first of the namespace that comes after the one that had the last turn; in the end, of none.
@@ -339,11 +467,18 @@ impl State {
             self.queues.remove(&namespace);
         }
         if let Some(ticket) = self.tickets.get_mut(&key) {
-            ticket.stage = Stage::Granted(Instant::now());
+            self.given += 1;
+            ticket.stage = Stage::Granted(self.given);
+            self.granted.insert(self.given, (Instant::now(), key.clone()));
         }
         self.last_namespace = namespace;
         Some(key)
     }
+}
+
+/// When the call after the last one may leave.
+fn next_due(last: Option<Departure>, spacing: Spacing, now: Instant) -> Instant {
+    last.map_or(now, |last| (last.due + spacing.interval).max(last.at + spacing.least))
 }
 
 /// Exponential, with full jitter: 0 to 1, 2, 4 … 60 s.

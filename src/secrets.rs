@@ -1,13 +1,13 @@
 //! The token Secrets: what is in them, and what is read off one that exists. Pure.
 
-use crate::read::{Key, Object, SecretSpec};
+use crate::read::{Goal, Key, Object, SecretSpec};
 use crate::tunnels::{Side, Token, Tokens, TunnelId, hexadecimal};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 use opentunnel_api::secret::{self as names, is_own_key, token_keys};
-use opentunnel_api::{ClientMode, GENERATIONS, MANAGER, Tunnel};
+use opentunnel_api::{ClientMode, GENERATIONS, MANAGER, SecretStatus, Tunnel};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ pub struct FoundSecret {
     pub editors: Option<String>,
     /// It is being deleted, and somebody's finalizer holds it back.
     pub terminating: bool,
+    /// Its resourceVersion.
+    pub version: Option<String>,
     /// The generation of its tokens; 0 where the annotation cannot be read.
     pub generation: i64,
     /// SHA-256 of the operator's own keys and their values.
@@ -73,6 +75,40 @@ pub fn names(object: &Object, owned: impl IntoIterator<Item = String>) -> Vec<St
     names
 }
 
+/// The Secrets of a Ready Tunnel, as they were recorded, if nobody has touched one of them since (`unchanged`) and nothing
+/// else is wanted of them. Their tokens are not known so: they are read where they are needed.
+pub fn as_recorded(
+    object: &Object,
+    names: &[String],
+    unchanged: impl Fn(&SecretStatus) -> bool,
+) -> Option<Vec<SecretFacts>> {
+    let record = &object.record;
+    let observed = record.observed_generation == Some(object.generation) && object.goal() == Goal::Open;
+    let recorded = record.secrets.as_ref().filter(|_| record.is_ready() && observed)?;
+    let fact = |name: &String| {
+        let recorded = recorded.iter().find(|secret| secret.name == *name).filter(|secret| unchanged(secret))?;
+        let wanted = object.spec.secrets.iter().find(|secret| secret.name == *name)?;
+        let found = FoundSecret {
+            controller: Some(object.key.uid.clone()),
+            leftover: false,
+            predecessor: false,
+            holder: String::new(),
+            editors: None,
+            terminating: false,
+            version: recorded.resource_version.clone(),
+            generation: record.token_generation,
+            sha256: recorded.sha256.clone(),
+            sound: true,
+            labelled: true,
+            decorated: true,
+            mode: Some(wanted.mode),
+            tokens: Tokens::default(),
+        };
+        Some(SecretFacts { name: name.clone(), found: Some(found), sha256_of_answer: None })
+    };
+    names.iter().map(fact).collect()
+}
+
 /// What is read off a Secret of the namespace of `key`. `wanted`: what the spec says of it.
 pub fn found(secret: &Secret, key: &Key, wanted: Option<&SecretSpec>) -> FoundSecret {
     let controller = secret.meta().owner_references.iter().flatten().find(|o| o.controller == Some(true));
@@ -93,6 +129,7 @@ pub fn found(secret: &Secret, key: &Key, wanted: Option<&SecretSpec>) -> FoundSe
             .map_or_else(|| "controlled by nobody".into(), |o| format!("controlled by {} {}", o.kind, o.name)),
         editors: editors(secret),
         terminating: secret.metadata.deletion_timestamp.is_some(),
+        version: secret.metadata.resource_version.clone(),
         // Somebody's number leaves room for those that come after it. That of another Tunnel's life is none.
         generation: generation.filter(|g| !leftover && (0..GENERATIONS.end / 2).contains(g)).unwrap_or(0),
         sha256: secret.data.as_ref().map_or_else(|| sha256(&Data::new()), sha256),

@@ -138,7 +138,11 @@ mod tests {
         let side = || Some(Side { access_token: Token::new(TOKEN.into()), client_token: Token::new(TOKEN.into()) });
         let tokens = Tokens { source: side(), destination: side() };
         let data = secrets::data(ClientMode::All, &tokens, &tunnel().id, "us-east-1");
-        vec![SecretStatus { name: "sensor-tokens".into(), sha256: secrets::sha256(&data) }]
+        vec![SecretStatus {
+            name: "sensor-tokens".into(),
+            sha256: secrets::sha256(&data),
+            resource_version: Some("9".into()),
+        }]
     }
 
     fn opening() -> Opening {

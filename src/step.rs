@@ -245,6 +245,8 @@ pub enum Outcome {
     Tried(Option<Refusal>),
     /// A Secret of that name is there by now.
     NameTaken,
+    /// The call has not left: it was not its turn any more, its claim was too old, or the lead has passed on.
+    Withdrawn,
     /// The API server refused, or did not answer.
     Failed(Error),
 }
@@ -299,6 +301,7 @@ impl Outcome {
             Self::Conflict(_) => Outdated { secrets: true, tunnel: false },
             // Whoever has written a Secret meanwhile did so for a Tunnel that may have changed as well.
             Self::SecretConflict => Outdated { secrets: true, tunnel: true },
+            Self::Withdrawn => Outdated { secrets: false, tunnel: true },
             _ => Outdated::default(),
         }
     }

@@ -114,11 +114,12 @@ async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) 
         Verdict::Close => {}
     }
     let error = match ctx.account.close_tunnel(ticket, &tunnel.id).await {
-        Ok(()) => {
+        None => return false,
+        Some(Ok(())) => {
             tracing::info!(tunnel_id = %tunnel.id, "closed a surplus tunnel");
             return true;
         }
-        Err(error) => error,
+        Some(Err(error)) => error,
     };
     tracing::warn!(tunnel_id = %tunnel.id, %error, "cannot close a surplus tunnel; trying again");
     // Not-found may be told of a tunnel that was opened a moment ago.

@@ -11,6 +11,7 @@ use crate::event::Notice;
 use crate::kubernetes::reference;
 use crate::poller::Watched;
 use crate::read::{Key, claim};
+use crate::step::Lane;
 use crate::tunnels::{InAccount, TunnelId};
 use futures::future::OptionFuture;
 use futures::{Stream, StreamExt};
@@ -130,6 +131,10 @@ impl Intake {
         let before = before.map_or_else(Traces::default, |before| Traces::of(&before));
         if (before.finalizer && !now.finalizer) || (before.claim && !now.claim) || (before.tunnel && !now.tunnel) {
             self.ctx.memories.wipe(&key);
+        }
+        // A turn that was given ahead is not used any more, where its reconcile waits to call.
+        if tunnel.metadata.deletion_timestamp.is_some() || tunnel.spec.suspend {
+            self.ctx.account.pacers.lane(Lane::Open).give_back(&key);
         }
         let untouched = live && now == Traces::default();
         self.ctx.things.see(tunnel, &key);

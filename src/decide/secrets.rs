@@ -173,7 +173,8 @@ impl<'a> Case<'a> {
     pub(super) fn to_record(&self) -> Vec<SecretStatus> {
         let status = |secret: &TokenSecret<'_>| match secret.state {
             SecretState::Ours { found, .. } => {
-                Some(SecretStatus { name: secret.name.to_owned(), sha256: found.sha256.clone() })
+                let (name, sha256) = (secret.name.to_owned(), found.sha256.clone());
+                Some(SecretStatus { name, sha256, resource_version: found.version.clone() })
             }
             _ => None,
         };

@@ -147,6 +147,7 @@ fn ours(generation: i64) -> Option<FoundSecret> {
         holder: "controlled by Tunnel sensor".into(),
         editors: None,
         terminating: false,
+        version: Some("9".into()),
         generation,
         sha256: EDITED.into(),
         sound: true,
@@ -227,7 +228,7 @@ fn ready() -> Given {
 }
 
 fn recorded(name: &str) -> SecretStatus {
-    SecretStatus { name: name.into(), sha256: RECORDED.into() }
+    SecretStatus { name: name.into(), sha256: RECORDED.into(), resource_version: Some("9".into()) }
 }
 
 fn trial(at: u64, refused: Option<Refusal>) -> Option<Trial> {

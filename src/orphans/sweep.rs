@@ -178,7 +178,10 @@ impl Pass<'_> {
             if !late && !stops {
                 let outcome = self.ctx.account.close_tunnel(&key, &id).await;
                 drop(ticket);
-                return self.closed(&candidate, &shown, outcome).await;
+                return match outcome {
+                    Some(outcome) => self.closed(&candidate, &shown, outcome).await,
+                    None => false,
+                };
             }
             if stops {
                 return false;

@@ -25,6 +25,9 @@ fn limit() -> Result<(), CallError> {
     Err(CallError { kind: CallErrorKind::LimitExceeded, message: "limit".into() })
 }
 
+/// Calls per second: so few that no turn is given before the call before it has left.
+const SLOW: f64 = 0.1;
+
 fn created(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
@@ -50,7 +53,7 @@ async fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
     for _ in 0..5 {
         let key = woken.recv().await.unwrap();
         assert_eq!(pacer.turn(&key), Turn::Granted);
-        pacer.begin(&key);
+        assert!(pacer.depart(&key, None).await);
         pacer.end(&key, &Ok(()));
         order.push(key.name);
     }
@@ -61,7 +64,7 @@ async fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_of_no_namespace_waits_until_nobody_else_does() {
-    let (pacer, mut woken) = pacer(1.0);
+    let (pacer, mut woken) = pacer(SLOW);
     pacer.take(&key("", "last"), created(0));
     for (namespace, name) in [("a", "a1"), ("b", "b1"), ("a", "a2")] {
         pacer.take(&key(namespace, name), created(9));
@@ -69,7 +72,7 @@ async fn who_is_of_no_namespace_waits_until_nobody_else_does() {
     let mut order = Vec::new();
     for _ in 0..5 {
         let key = woken.recv().await.unwrap();
-        pacer.begin(&key);
+        assert!(pacer.depart(&key, None).await);
         pacer.end(&key, &Ok(()));
         if key.name == "b1" {
             pacer.take(&self::key("c", "c1"), created(9));
@@ -86,7 +89,7 @@ async fn a_refused_call_keeps_its_place_and_the_gate_lets_one_probe_through_at_a
         pacer.take(&key("a", name), created(0));
     }
     let first = woken.recv().await.unwrap();
-    pacer.begin(&first);
+    assert!(pacer.depart(&first, None).await);
     pacer.end(&first, &limit());
     let gate = pacer.gate().unwrap();
     assert_eq!((gate.cause, gate.message.as_str()), (CallErrorKind::LimitExceeded, "limit"));
@@ -95,7 +98,7 @@ async fn a_refused_call_keeps_its_place_and_the_gate_lets_one_probe_through_at_a
     assert_eq!(told.len(), 3);
     let probe = woken.recv().await.unwrap();
     assert_eq!(probe, first, "keeps its place");
-    pacer.begin(&probe);
+    assert!(pacer.depart(&probe, None).await);
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(woken.try_recv().is_err(), "a second probe beside the first");
     pacer.end(&probe, &Ok(()));
@@ -112,7 +115,7 @@ async fn a_tunnel_that_closes_wakes_the_gate_at_once() {
         while pacer.turn(&key) != Turn::Granted {
             woken.recv().await.unwrap();
         }
-        pacer.begin(&key);
+        assert!(pacer.depart(&key, None).await);
         pacer.end(&key, &limit());
     }
     tokio::time::sleep(Duration::from_millis(2)).await; // the spacing of 1000 a second
@@ -126,7 +129,7 @@ async fn a_tunnel_that_closes_wakes_the_gate_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_nobody_uses_goes_to_the_next() {
-    let (pacer, mut woken) = pacer(1.0);
+    let (pacer, mut woken) = pacer(SLOW);
     pacer.take(&key("a", "1"), created(1));
     pacer.take(&key("a", "2"), created(2));
     assert_eq!(woken.recv().await.unwrap().name, "1");
@@ -145,18 +148,109 @@ async fn a_ticket_that_is_given_back_frees_the_turn() {
     assert!(start.elapsed() < Duration::from_millis(10));
 }
 
+/// Opens for all of them as the operator does: so long between turn and call, so long until AWS answers. When each call
+/// left, since the first of those after which it is known how long it takes to get ready.
+async fn departures(rate: f64, n: i64, prepares: u64, answers: u64) -> Vec<Duration> {
+    let (pacer, mut woken) = pacer(rate);
+    for i in 0..n {
+        pacer.take(&key("a", &i.to_string()), created(i));
+    }
+    let mut calls = Vec::new();
+    for _ in 0..n {
+        let (pacer, key) = (pacer.clone(), woken.recv().await.unwrap());
+        calls.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(prepares)).await;
+            let fresh = Instant::now() + Duration::from_secs(5);
+            assert!(pacer.depart(&key, Some(fresh)).await);
+            let left = Instant::now();
+            tokio::time::sleep(Duration::from_millis(answers)).await;
+            pacer.end(&key, &Ok(()));
+            left
+        }));
+    }
+    let left: Vec<Instant> = futures::future::join_all(calls).await.into_iter().map(Result::unwrap).collect();
+    left[20..].iter().map(|at| *at - left[20]).collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn the_next_turn_does_not_wait_for_an_answer() {
-    let (pacer, mut woken) = pacer(1.0);
-    pacer.take(&key("a", "1"), created(1));
-    pacer.take(&key("a", "2"), created(2));
-    let first = woken.recv().await.unwrap();
+async fn the_quota_is_used_in_full_however_late_the_api_server_and_aws_answer() {
+    for (rate, prepares, answers) in
+        [(1.0, 15, 0), (1.0, 15, 2000), (1.0, 300, 400), (1.0, 1500, 2000), (50.0, 15, 400), (50.0, 300, 2000)]
+    {
+        let left = departures(rate, 120, prepares, answers).await;
+        let used = 99.0 / left[99].as_secs_f64() / rate;
+        assert!((0.97..=0.985).contains(&used), "{rate}, {prepares}, {answers}: {used}");
+        assert!(left.is_sorted(), "{rate}, {prepares}, {answers}: first come, first served");
+        let least = if rate < 2.0 { Duration::from_secs_f64(1.0 / rate) } else { Duration::ZERO };
+        assert!(left.windows(2).all(|two| two[1] - two[0] >= least), "{rate}, {prepares}, {answers}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_ready_holds_nobody_up_and_who_was_first_goes_first() {
+    let (pacer, mut woken) = pacer(10.0);
+    for name in ["1", "2", "3"] {
+        pacer.take(&key("a", name), created(name.parse().unwrap()));
+    }
+    let (first, second) = (woken.recv().await.unwrap(), woken.recv().await.unwrap());
+    assert!(pacer.depart(&second, None).await, "the first is not ready");
+    let third = woken.recv().await.unwrap();
     let start = Instant::now();
-    tokio::time::sleep(Duration::from_millis(10)).await; // the claim is written meanwhile
-    pacer.begin(&first);
-    assert_eq!(woken.recv().await.unwrap().name, "2");
-    let spaced = start.elapsed();
-    assert!(spaced >= Duration::from_millis(1020) && spaced < Duration::from_millis(1100), "{spaced:?}");
+    let (then, last) = tokio::join!(async { (pacer.depart(&third, None).await, start.elapsed()) }, async {
+        (pacer.depart(&first, None).await, start.elapsed())
+    },);
+    assert!(then.0 && last.0 && last.1 < then.1, "{then:?}, {last:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_claimed_too_long_ago_does_not_leave() {
+    let (pacer, mut woken) = pacer(10.0);
+    for name in ["1", "2"] {
+        pacer.take(&key("a", name), created(name.parse().unwrap()));
+    }
+    let (first, second) = (woken.recv().await.unwrap(), woken.recv().await.unwrap());
+    assert!(!pacer.depart(&first, Some(Instant::now())).await);
+    assert!(pacer.depart(&first, Some(Instant::now() + Duration::from_millis(1))).await, "it may try again");
+    let soon = Instant::now() + Duration::from_millis(90);
+    assert!(!pacer.depart(&second, Some(soon)).await, "its call could leave in 102 ms");
+    assert_eq!(pacer.turn(&second), Turn::Granted);
+    assert!(pacer.depart(&second, Some(soon + Duration::from_millis(20))).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_shuts_takes_the_turns_back_whose_calls_have_not_left() {
+    let (pacer, mut woken) = pacer(10.0);
+    for name in ["1", "2", "3"] {
+        pacer.take(&key("a", name), created(name.parse().unwrap()));
+    }
+    let (first, second) = (woken.recv().await.unwrap(), woken.recv().await.unwrap());
+    assert!(pacer.depart(&first, None).await);
+    let waits = pacer.clone();
+    let waiting = tokio::spawn(async move { waits.depart(&second, None).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    pacer.end(&first, &limit());
+    assert!(!waiting.await.unwrap());
+    let probe = woken_granted(&pacer, &mut woken).await;
+    assert_eq!(probe.name, "1", "it keeps its place, as all do");
+    let turns = ["2", "3"].map(|name| pacer.turn(&key("a", name)));
+    assert_eq!(turns, [Turn::Waiting; 2], "one probe at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_left_before_the_gate_shut_does_not_open_it() {
+    let (pacer, mut woken) = pacer(10.0);
+    for name in ["1", "2"] {
+        pacer.take(&key("a", name), created(name.parse().unwrap()));
+    }
+    let (first, second) = (woken.recv().await.unwrap(), woken.recv().await.unwrap());
+    assert!(pacer.depart(&first, None).await && pacer.depart(&second, None).await, "two are in flight");
+    pacer.end(&second, &limit());
+    pacer.end(&first, &Ok(()));
+    assert!(pacer.gate().is_some());
+    let probe = woken_granted(&pacer, &mut woken).await;
+    assert!(pacer.depart(&probe, None).await);
+    pacer.end(&probe, &Ok(()));
+    assert!(pacer.gate().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,13 +263,13 @@ async fn the_queue_tells_its_depth_and_how_long_each_call_waited() {
     assert_eq!(pacer.depth(), 3);
     let first = woken.recv().await.unwrap();
     assert_eq!(pacer.depth(), 3, "its turn has come, its call has not");
-    pacer.begin(&first);
+    assert!(pacer.depart(&first, None).await);
     assert_eq!(pacer.depth(), 2, "a call that has left does not wait");
     pacer.end(&first, &limit());
     assert_eq!(pacer.depth(), 3, "refused by a limit it waits again");
     let shut = tokio::time::Instant::now();
     let probe = woken_granted(&pacer, &mut woken).await;
-    pacer.begin(&probe);
+    assert!(pacer.depart(&probe, None).await);
     let waited = shut.elapsed().as_secs_f64();
     pacer.end(&probe, &Ok(()));
     assert_eq!(pacer.depth(), 2);
@@ -194,7 +288,7 @@ async fn a_gate_that_is_opened_by_hand_lets_all_through() {
     let (pacer, mut woken) = pacer(1000.0);
     pacer.take(&key("a", "1"), created(0));
     let first = woken.recv().await.unwrap();
-    pacer.begin(&first);
+    assert!(pacer.depart(&first, None).await);
     pacer.end(&first, &limit());
     pacer.give_back(&first);
     assert!(pacer.gate().is_some());

@@ -14,7 +14,7 @@ fn tunnel(id: &str) -> TunnelRef {
 }
 
 fn secrets(sha256: &str) -> Vec<SecretStatus> {
-    vec![SecretStatus { name: "a".into(), sha256: sha256.into() }]
+    vec![SecretStatus { name: "a".into(), sha256: sha256.into(), resource_version: Some("9".into()) }]
 }
 
 fn opened() -> Change {

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::config::{CloseOrphans, Run};
 use crate::context::{Context, TakesSecrets, Things};
 use crate::facts::Limits;
-use crate::kubernetes::{self, Kubernetes};
+use crate::kubernetes::{self, Kubernetes, START_TIMEOUT, at_start};
 use crate::leader::{Election, Leadership};
 use crate::memory::store::Memories;
 use crate::metrics::Metrics;
@@ -17,6 +17,7 @@ use crate::read::Key;
 use crate::surplus::Surplus;
 use crate::watch::owned::OwnedSecrets;
 use crate::watch::{self, WATCH_SECONDS};
+use futures::future::OptionFuture;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -25,9 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// The limit of each request at start.
-const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the other parts begin with.
 pub(super) struct Connected {
@@ -48,19 +46,21 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     let kubernetes = Kubernetes::new(config, Duration::from_secs(WATCH_SECONDS.into()))
         .map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     let client = &kubernetes.client;
-    check_crd(client, &server).await?;
-    if flags.watch_secrets {
-        check_secrets(client, &flags.watch_namespace).await?;
-    }
-    let election = match flags.leader_elect {
-        true => Some(Election::from_env(client).await?),
-        false => None,
+    let secrets = OptionFuture::from(flags.watch_secrets.then(|| check_secrets(client, &flags.watch_namespace)));
+    let election = OptionFuture::from(flags.leader_elect.then(|| Election::from_env(client)));
+    let cluster = async {
+        match &flags.cluster_id {
+            Some(id) => Ok(id.clone()),
+            None => cluster_id(client).await,
+        }
     };
-    let cluster = match &flags.cluster_id {
-        Some(id) => id.clone(),
-        None => cluster_id(client).await?,
-    };
-    let aws = Aws::from_env(flags.aws_timeout, metrics.clone()).await.map_err(|e| e.to_string())?;
+    let aws = Aws::from_env(flags.aws_timeout, metrics.clone());
+    // At once, because each is a way to somebody else; what is told is what has to be put right first.
+    let (crd, secrets, election, cluster, aws) =
+        tokio::join!(check_crd(client, &server), secrets, election, cluster, aws);
+    crd?;
+    secrets.transpose()?;
+    let (election, cluster, aws) = (election.transpose()?, cluster?, aws.map_err(|e| e.to_string())?);
     let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);
     let (clock, (wake, woken)) = (Clock::new(), mpsc::unbounded_channel());
     let (account, surplus) = Account::new(aws, how_to_use(flags, cluster), clock, &metrics, &wake);
@@ -113,8 +113,7 @@ async fn check_secrets(client: &Client, namespaces: &[String]) -> Result<(), Str
     }
     let one = ListParams::default().labels(&watch::secrets::selector()).limit(1);
     for api in apis {
-        let listed = tokio::time::timeout(START_TIMEOUT, api.list_metadata(&one)).await;
-        if let Ok(Err(kube::Error::Api(status))) = listed
+        if let Some(Err(kube::Error::Api(status))) = at_start(|| api.list_metadata(&one)).await
             && status.code == 403
         {
             return Err(format!(
@@ -128,11 +127,11 @@ async fn check_secrets(client: &Client, namespaces: &[String]) -> Result<(), Str
 
 async fn cluster_id(client: &Client) -> Result<String, String> {
     let api: Api<Namespace> = Api::all(client.clone());
-    let namespace = tokio::time::timeout(START_TIMEOUT, api.get("kube-system"))
-        .await
-        .map_err(|_| "the API server does not answer".to_owned())?
-        .map_err(|e| {
-            format!("cannot read the UID of namespace kube-system ({e}): grant get on it, or set --cluster-id")
+    let namespace =
+        at_start(|| api.get("kube-system")).await.ok_or("the API server does not answer")?.map_err(|e| {
+            let denied = matches!(&e, kube::Error::Api(status) if status.code == 403);
+            let advice = if denied { ": grant get on it, or set --cluster-id" } else { "" };
+            format!("cannot read the UID of namespace kube-system ({e}){advice}")
         })?;
     namespace.metadata.uid.ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
 }
@@ -140,9 +139,9 @@ async fn cluster_id(client: &Client) -> Result<String, String> {
 /// The CRD must be there, and have all that this operator writes: an older one would drop it silently.
 async fn check_crd(client: &Client, server: &str) -> Result<(), String> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let found = tokio::time::timeout(START_TIMEOUT, api.get_opt("tunnels.opentunnel.dev"))
+    let found = at_start(|| api.get_opt("tunnels.opentunnel.dev"))
         .await
-        .map_err(|_| format!("the Kubernetes API server {server} does not answer within {START_TIMEOUT:?}"))?;
+        .ok_or_else(|| format!("the Kubernetes API server {server} does not answer within {START_TIMEOUT:?}"))?;
     let installed = match found {
         Ok(Some(crd)) => crd,
         Ok(None) => return Err("the CustomResourceDefinition tunnels.opentunnel.dev is not installed: kubectl apply -f crds/tunnels.yaml (or: opentunnel-operator crd | kubectl apply -f -)".into()),

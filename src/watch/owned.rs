@@ -2,6 +2,7 @@
 //! what they hold is kept.
 
 use crate::read::Key;
+use opentunnel_api::SecretStatus;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +26,8 @@ struct Index {
 struct Secret {
     owner: Option<Key>,
     version: Option<String>,
+    /// This version was read, and the operator's keys in it had this SHA-256.
+    read: Option<String>,
 }
 
 impl OwnedSecrets {
@@ -37,15 +40,43 @@ impl OwnedSecrets {
             known.names.entry(of(owner)).or_default().insert(name.1.clone());
         }
         let changed = before.as_ref().is_none_or(|before| before.version != version);
+        let before_read = before.as_ref().and_then(|before| before.read.clone());
         let woken = [before.and_then(|before| before.owner), owner.clone()];
         let mut woken: Vec<Key> = woken.into_iter().flatten().filter(|_| changed).collect();
         if changed {
             woken.extend(known.waiting.remove(&name).into_iter().flatten());
         }
-        known.secrets.insert(name, Secret { owner, version });
+        let read = before_read.filter(|_| !changed);
+        known.secrets.insert(name, Secret { owner, version, read });
         drop(known);
         woken.dedup();
         woken
+    }
+
+    /// A Secret was read in this version, and the operator's keys in it have this SHA-256.
+    pub fn have_read(&self, name: &SecretName, version: Option<&str>, sha256: &str) {
+        if let Some(secret) = self.lock().secrets.get_mut(name)
+            && secret.version.as_deref() == version
+            && secret.read.as_deref() != Some(sha256)
+        {
+            secret.read = Some(sha256.to_owned());
+        }
+    }
+
+    /// Whether a Tunnel's Secret is as its status has it, as far as the watch shows: in the version that is recorded, or
+    /// in one that was read since and had the recorded content.
+    pub fn is_as_recorded(&self, owner: &Key, recorded: &SecretStatus) -> bool {
+        let known = self.lock();
+        let secret = known.secrets.get(&(owner.namespace.clone(), recorded.name.clone()));
+        secret.is_some_and(|secret| {
+            let same = secret.version.is_some() && secret.version == recorded.resource_version;
+            secret.owner.as_ref() == Some(owner) && (same || secret.read.as_ref() == Some(&recorded.sha256))
+        })
+    }
+
+    /// What was read is no proof any more: an etcd that was restored gives out resourceVersions anew.
+    pub fn forget_read(&self) {
+        self.lock().secrets.values_mut().for_each(|secret| secret.read = None);
     }
 
     /// A Tunnel waits until a Secret of somebody else's is gone, or changes.
@@ -123,6 +154,37 @@ mod tests {
         assert_eq!(see(&owned, Some(key("b")), "4"), [key("b")]);
         assert_eq!(owned.lose(&secret("tokens")), [key("b")]);
         assert_eq!(owned.lose(&secret("tokens")), []);
+    }
+
+    #[test]
+    fn a_secret_is_as_recorded_in_the_version_that_was_recorded_or_read_since() {
+        let owned = OwnedSecrets::default();
+        let recorded = |version: Option<&str>| SecretStatus {
+            name: "tokens".into(),
+            sha256: "abc".into(),
+            resource_version: version.map(str::to_owned),
+        };
+        let is = |key: &Key, version| owned.is_as_recorded(key, &recorded(version));
+        assert!(!is(&key("a"), Some("1")), "it is not there");
+        see(&owned, Some(key("a")), "1");
+        assert!(is(&key("a"), Some("1")) && !is(&key("a"), Some("0")) && !is(&key("a"), None));
+        assert!(!is(&key("b"), Some("1")), "it is another's");
+        see(&owned, Some(key("a")), "2");
+        assert!(!is(&key("a"), Some("1")), "somebody has written it");
+        owned.have_read(&secret("tokens"), Some("1"), "abc");
+        assert!(!is(&key("a"), Some("1")), "an older version was read");
+        owned.have_read(&secret("tokens"), Some("2"), "edited");
+        assert!(!is(&key("a"), Some("1")));
+        owned.have_read(&secret("tokens"), Some("2"), "abc");
+        assert!(is(&key("a"), Some("1")) && !is(&key("b"), Some("1")));
+        see(&owned, Some(key("a")), "2");
+        assert!(is(&key("a"), Some("1")), "a list shows it again");
+        owned.forget_read();
+        assert!(!is(&key("a"), Some("1")) && is(&key("a"), Some("2")));
+        owned.lose(&secret("tokens"));
+        assert!(!is(&key("a"), Some("2")));
+        owned.see(secret("tokens"), Some(key("a")), None);
+        assert!(!is(&key("a"), None), "no version proves nothing");
     }
 
     #[test]

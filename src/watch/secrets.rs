@@ -43,7 +43,10 @@ pub(super) fn start(
         futures::pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(Event::Init) => listed.clear(),
+                Ok(Event::Init) => {
+                    listed.clear();
+                    ctx.owned.forget_read();
+                }
                 Ok(Event::InitApply(secret)) => {
                     listed.insert(name_of(&secret));
                     // Before the first list has ended no Tunnel is reconciled: none has to be woken.

@@ -1,13 +1,15 @@
 //! What a Tunnel costs, counted exactly: all that an operator writes, anywhere in the cluster, from the
 //! API server's audit log, and all that it asks of AWS, from the emulator's call log.
 
+use crate::support::api_proxy::Request;
 use crate::support::namespace::{main_condition, status};
 use crate::support::operator::Operator;
 use crate::support::world::Identity;
 use crate::support::{LIMIT, World};
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::{Call, Quotas};
+use serde_json::json;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -159,6 +161,39 @@ async fn a_restart_with_200_open_tunnels_writes_nothing_and_lists_tunnels_twice(
     assert!(called.iter().filter(|operation| *operation == "ListTunnels").count() == lists, "{called:?}");
     assert!(called.iter().all(|operation| ["ListTunnels", "DescribeTunnel"].contains(&operation.as_str())));
     println!("a restart with {COUNT} open Tunnels: 0 writes, {lists} ListTunnels");
+}
+
+#[tokio::test]
+async fn a_restart_reads_no_secret_that_nobody_has_touched() {
+    const COUNT: usize = 10;
+    let world = World::new().await;
+    let first = world.operator().await;
+    let names: Vec<String> = (0..COUNT).map(|n| format!("t{n}")).collect();
+    for name in &names {
+        world.apply(&PLAIN.replace("plain", name)).await;
+        world.wait_ready(name).await;
+    }
+    // Another controller adds a key, which is no edit.
+    let added = json!({"data": {"added": "YQ=="}});
+    world.secrets().patch("t3-tokens", &PatchParams::default(), &Patch::Merge(added)).await.expect("it is there");
+    first.kill();
+    let proxy = world.api_proxy().await;
+    let second = world.operator_with(&world.settings().via(&proxy)).await;
+    all_reconciled(&second, COUNT).await;
+    // The watches have begun by now; what else was asked for Tunnels or Secrets by name?
+    let by_name = |r: &Request| r.path.contains("/secrets/") || r.path.contains("/tunnels/");
+    assert_eq!(proxy.count(|r| by_name(r) && !r.path.ends_with("/t3-tokens")), 0, "no request for each Tunnel");
+    assert_eq!(proxy.count(by_name), 1, "what was touched is looked at once");
+
+    // What is wanted of a Secret is still noticed.
+    world.secrets().delete("t5-tokens", &Default::default()).await.expect("it is there");
+    world.wait_event("t5", "Normal TokensRotated").await;
+    let edit = json!({"stringData": {"sourceAccessToken": "edited"}});
+    world.secrets().patch("t3-tokens", &PatchParams::default(), &Patch::Merge(edit)).await.expect("it is there");
+    world.wait_event("t3", "Normal TokensRotated").await;
+    for name in ["t3", "t5"] {
+        world.wait_ready(name).await;
+    }
 }
 
 #[tokio::test]

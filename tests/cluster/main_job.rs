@@ -137,7 +137,8 @@ async fn the_status_tells_all_about_the_tunnel_but_its_tokens() {
     let secret = world.secrets().get("sensor-42-tokens").await.expect("a Secret");
     let sha256 = secret.annotations()["opentunnel.dev/data-sha256"].clone();
     assert_eq!(sha256.len(), 64);
-    assert_eq!(status.secrets, Some(vec![SecretStatus { name: "sensor-42-tokens".into(), sha256 }]));
+    let (name, resource_version) = ("sensor-42-tokens".into(), secret.resource_version());
+    assert_eq!(status.secrets, Some(vec![SecretStatus { name, sha256, resource_version }]));
     let opened_at = status.opened_at.expect("openedAt");
     assert!(opened_at.duration_since(opened.created_at).abs().as_secs() <= 2, "{opened_at}");
     assert_eq!(status.expires_at.expect("expiresAt").duration_since(opened_at).as_mins(), 60);

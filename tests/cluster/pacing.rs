@@ -14,7 +14,7 @@ fn open_calls(world: &World) -> Vec<Call> {
     world.aws.calls().into_iter().filter(|c| c.operation == "OpenTunnel").collect()
 }
 
-/// Five Tunnels in each of five namespaces, within a second: before the second one's turn.
+/// Five Tunnels in each of five namespaces.
 async fn apply_25(world: &World, others: &[Namespace]) {
     let create = |namespace: &Namespace, number: usize| {
         let api = namespace.tunnels();
@@ -44,8 +44,9 @@ async fn twenty_five_tunnels_against_one_open_tunnel_a_second_all_get_through_in
     let others = four_more().await;
     world.aws.set_quotas(&Quotas::aws());
     let settings = world.settings().flag("--open-rate", "1").flag("--watch-namespace", &watched(&world, &others));
-    let _operator = world.operator_with(&settings).await;
+    // All are there before the first turn: whoever comes after it has its turn later.
     apply_25(&world, &others).await;
+    let _operator = world.operator_with(&settings).await;
     let mut last_ready = Timestamp::MIN;
     for namespace in std::iter::once(&*world).chain(&others) {
         for number in 0..5 {

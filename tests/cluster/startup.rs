@@ -90,6 +90,24 @@ async fn rights_that_lack_are_told_with_the_other_way() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_is_busy_at_start_is_asked_again() {
+    for code in [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE, StatusCode::INTERNAL_SERVER_ERROR] {
+        let world = World::new().await;
+        let proxy = world.api_proxy().await;
+        let first = |r: &Request| r.method == "GET" && !r.query.contains("watch=") && !lists_tunnels(r);
+        proxy.answer(code, failure(code, "come again"), first);
+        let settings = via(&world, &proxy).without_flag("--cluster-id");
+        let mut operator = world.spawn(&settings);
+        proxy.more_than(1, is_crd).await;
+        proxy.more_than(1, |r| r.path == "/api/v1/namespaces/kube-system").await;
+        assert!(operator.runs(), "{}", operator.log());
+        proxy.answer_no_more();
+        operator.ready().await;
+        assert!(!operator.log().contains("grant"), "it has all its rights: {}", operator.log());
+    }
+}
+
+#[tokio::test]
 async fn without_the_right_to_list_secrets_it_says_how_to_do_without() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;

@@ -382,6 +382,7 @@ fn found_secret(dice: &mut Dice, object: &Object) -> Option<FoundSecret> {
         holder: "controlled by nobody".into(),
         editors: dice.maybe(|_| "m (data.region)".repeat(300)),
         terminating: dice.next(8) == 0,
+        version: dice.maybe(|dice| dice.of(&["1", "2"]).into()),
         generation: dice.of(&[0, 1, 2, 3, i64::MAX / 4 - 1]),
         sha256: dice.of(&["0", "1", "2"]).repeat(64),
         sound: dice.next(4) > 0,

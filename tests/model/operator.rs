@@ -155,7 +155,11 @@ pub fn object(world: &World, object: &Object, specs: Specs, rules: &Rules) -> re
     });
     let spec = &specs[usize::from(object.spec)];
     let pause = || Reopen { count: 1, not_before: Some(now(world.lifetime_over).wall + SignedDuration::from_mins(1)) };
-    let status = |(name, data): &(u8, Data)| SecretStatus { name: name.to_string(), sha256: digest(*data) };
+    let status = |(name, data): &(u8, Data)| SecretStatus {
+        name: name.to_string(),
+        sha256: digest(*data),
+        resource_version: None,
+    };
     let secret =
         |(name, mode): &(u8, ClientMode)| SecretSpec { name: name.to_string(), mode: *mode, ..SecretSpec::default() };
     read::Object {
@@ -291,6 +295,7 @@ fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rul
             holder: String::new(),
             editors: None,
             terminating: false,
+            version: None,
             generation: match secret.leftover {
                 true if believed => object.record.token_generation + 1,
                 true => 0,

@@ -118,4 +118,8 @@ pub struct SecretStatus {
     /// SHA-256 of the operator's own keys in it, in hexadecimal: how an edit is noticed.
     #[schemars(length(max = 64))]
     pub sha256: String,
+    /// Its resourceVersion when it was written or read last: while that stands, nobody has touched it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub resource_version: Option<String>,
 }
