@@ -282,6 +282,40 @@ table! {
         .failing(Reason::AccessDenied, MONO + 10) => Record(Change::Report(Report { reason: Reason::AccessDenied, .. })),
 }
 
+/// The spec has changed in all that can be changed, and new tokens are asked for.
+fn all_is_changed(given: Given) -> Given {
+    given.asked("2", Some(ClientMode::All)).with(|s| {
+        s.object.spec.update_policy = UpdatePolicy::Recreate;
+        s.object.spec.request.description = Some("new".into());
+        s.object.spec.request.tags = vec![("team".into(), "new".into())];
+        s.object.generation += 1;
+    })
+}
+
+// What is asked for while there is no tunnel that it could be done to.
+table! {
+    edited_while_it_is_opened_its_tokens_are_kept_first: all_is_changed(claimed(0).opened(Some(MONO)))
+        => WriteSecret { generation: 1, .. },
+    what_was_asked_for_before_it_was_opened_is_done: all_is_changed(claimed(0).opened(Some(MONO)))
+        .with(|s| s.secrets = vec![holding(1)])
+        => Record(Change::Opened { opening, .. }) if opening.handled.as_deref() == Some("2"),
+    edited_after_the_end_it_says_so_and_nothing_more: all_is_changed(ended_for(Reason::Expired))
+        => Record(Change::Report(Report { reason: Reason::Expired, .. })),
+    then_nothing_is_done_for_it: all_is_changed(ended_for(Reason::Expired)).reported(Reason::Expired)
+        => Wait(w) if rests(w),
+    edited_before_another_is_opened_that_is_opened_with_it: all_is_changed(
+        ended_for(Reason::Recreating).known_closed().searched_in_vain().claimed_again())
+        .with(|s| s.tags = [("team".to_owned(), "new".to_owned())].into())
+        => Open { tags, .. } if tags["team"] == "new",
+    new_tokens_that_were_asked_for_between_two_are_those_of_the_second: all_is_changed(
+        ended_for(Reason::Suspended).known_closed().opened_again()).with(|s| s.secrets = vec![holding(2)])
+        => Record(Change::Opened { opening, .. }) if opening.handled.as_deref() == Some("2"),
+    an_edit_while_tokens_are_made_anew_waits_for_no_rotation: all_is_changed(edited(UpdatePolicy::Recreate))
+        .reported(Reason::Rotating) => Record(Change::Closing(Reason::Recreating)),
+    tags_and_tokens_wait_until_the_rotation_is_over: rotating(RotationStage::Claimed).asked("2", Some(ClientMode::All))
+        .with(|s| s.tags = [("team".to_owned(), "new".to_owned())].into()) => Rotate { generation: 2, .. },
+}
+
 fn reopens(reopen: &Option<Reopen>, count: i32, not_before: Option<i64>) -> bool {
     *reopen == Some(Reopen { count, not_before: not_before.map(wall) })
 }
@@ -339,6 +373,8 @@ table! {
     deleted_during_the_pause_it_goes: deleted(keeps_being_closed(1, WALL + 60)) => RemoveFinalizer,
     a_queue_is_reported_as_for_the_first_one: keeps_being_closed(1, WALL).with(|s| s.turn = Turn::None)
         => Queue(Lane::Open),
+    suspended_during_the_pause_none_is_opened: keeps_being_closed(1, WALL + 60).suspended()
+        => Record(Change::Suspended),
     of_another_account_no_other_is_opened: ended_for(Reason::Expired).policy(ReopenPolicy::Always)
         .with(|s| s.in_account = InAccount::No) => Wait(w) if rests(w),
 }

@@ -92,7 +92,7 @@ impl Given {
     }
 
     /// Its annotations ask for a rotation.
-    fn asked(self, value: &str, mode: Option<ClientMode>) -> Self {
+    pub(super) fn asked(self, value: &str, mode: Option<ClientMode>) -> Self {
         self.with(|s| s.object.rotate = Some(RotateRequest { value: value.into(), mode }))
     }
 
