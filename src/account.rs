@@ -16,6 +16,7 @@ use crate::watch::{Watch, watched};
 use crate::whose::is_tagged_for;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// One account and region.
 pub struct Account {
@@ -88,13 +89,23 @@ impl Account {
         is_tagged_for(owner, &self.cluster, key)
     }
 
-    /// CloseTunnel, whose turn `ticket` has. `None`: it is not its turn any more.
+    /// CloseTunnel, whose turn `ticket` has. It leaves at the latest then, and if it still may. `None`: it has not left.
     ///
     /// # Errors
     /// AWS refused, or did not answer.
-    pub async fn close_tunnel(&self, ticket: &Key, id: &TunnelId) -> Option<Result<(), CallError>> {
+    pub async fn close_tunnel(
+        &self,
+        ticket: &Key,
+        id: &TunnelId,
+        latest: Option<Instant>,
+        may: impl FnOnce() -> bool,
+    ) -> Option<Result<(), CallError>> {
         let pacer = self.pacers.lane(Lane::Close);
-        if !pacer.depart(ticket, None).await {
+        if !pacer.depart(ticket, latest).await {
+            return None;
+        }
+        if !may() {
+            pacer.give_back(ticket);
             return None;
         }
         let outcome = self.aws.close(id).await;

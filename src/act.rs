@@ -72,7 +72,8 @@ impl Act<'_> {
                 return Ok(self.tagged("UntagResource", ctx.account.aws.untag(&tunnel.arn, keys).await));
             }
             Step::Close { tunnel, .. } => {
-                let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id).await else {
+                let leads = || ctx.standing().leads_since().is_some();
+                let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id, None, leads).await else {
                     return Ok(Outcome::Withdrawn);
                 };
                 return Ok(Outcome::ClosedOrUntagged(told(tunnel, "CloseTunnel", "is closed", outcome)));

@@ -101,7 +101,7 @@ impl Kubernetes {
 /// The limit of each request at start.
 pub const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a request at start is made again.
-const START_LIMIT: Duration = Duration::from_secs(60);
+pub const START_LIMIT: Duration = Duration::from_secs(60);
 /// The longest pause between two of them.
 const START_PAUSE: Duration = Duration::from_secs(5);
 

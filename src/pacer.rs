@@ -81,8 +81,8 @@ struct State {
     issued: u64,
     /// How many turns were given.
     given: u64,
-    /// The turns whose call has not left: since when, and whose.
-    granted: BTreeMap<u64, (Instant, Key)>,
+    /// The turns whose call has not left.
+    granted: BTreeMap<u64, Granted>,
     /// Those of them whose holders are ready to call: the first departs first.
     ready: BTreeSet<u64>,
     /// How long it takes to get ready: the longest time, of which each other one takes a tenth off.
@@ -112,7 +112,7 @@ struct Spacing {
 impl Spacing {
     fn of(rate: f64) -> Self {
         let interval = Duration::from_secs_f64(MARGIN / rate);
-        let least = if rate < CATCHES_UP { Duration::from_secs_f64(1.0 / rate) } else { Duration::ZERO };
+        let least = if rate < CATCHES_UP { interval } else { Duration::ZERO };
         Self { interval, least }
     }
 }
@@ -132,6 +132,14 @@ enum Stage {
     Granted(u64),
     /// Since then.
     Calling(Instant),
+}
+
+/// A turn whose call has not left.
+struct Granted {
+    since: Instant,
+    key: Key,
+    /// Its holder has been ready to call.
+    was_ready: bool,
 }
 
 struct Shut {
@@ -177,6 +185,13 @@ impl Pacer {
         }
     }
 
+    /// Gives the ticket back, unless its call is in flight: that tells something about the gate yet.
+    pub fn withdraw(&self, key: &Key) {
+        if !matches!(self.lock().tickets.get(key).map(|t| t.stage), None | Some(Stage::Calling(_))) {
+            self.give_back(key);
+        }
+    }
+
     /// Waits until the call of `key`, whose turn it is, may leave, at most until `latest`. True: it leaves now. False:
     /// it is not its turn any more (the gate has shut, or it has given its ticket back), or it is too late.
     pub async fn depart(&self, key: &Key, latest: Option<Instant>) -> bool {
@@ -208,7 +223,7 @@ impl Pacer {
             return;
         };
         state.remove(key);
-        let mut shut_now = Vec::new();
+        let mut refused_again = Vec::new();
         match outcome {
             // A call that left before the gate shut says nothing new about it.
             Ok(_) => {
@@ -216,10 +231,9 @@ impl Pacer {
             }
             Err(e) if matches!(e.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) => {
                 state.enqueue(key.clone(), ticket.place);
-                if state.shut.is_none() {
-                    shut_now = state.queues.values().flat_map(|q| q.values().cloned()).collect();
+                if state.refuse(e, ticket.stage) {
+                    refused_again = state.queues.values().flat_map(|q| q.values().cloned()).collect();
                 }
-                state.refuse(e, ticket.stage);
             }
             // Neither open nor shut is shown by it: a probe goes on probing.
             Err(_) => {
@@ -230,8 +244,9 @@ impl Pacer {
         }
         drop(state);
         self.changed.notify_waiters();
-        // Told once, when the gate shuts: what they report changes then, and not with every probe.
-        for key in shut_now {
+        // Told once: what they report changes then, and not with every probe. (One refusal alone is nothing to tell: a call
+        // that was long on its way may have come too close to the next one.)
+        for key in refused_again {
             let _ = self.wake.send(key);
         }
     }
@@ -373,10 +388,11 @@ impl State {
         let Some(ticket) = self.tickets.get_mut(key) else { return Depart::No };
         let Stage::Granted(turn) = ticket.stage else { return Depart::No };
         let since = ticket.since;
-        if self.ready.insert(turn)
-            && let Some((given, _)) = self.granted.get(&turn)
+        self.ready.insert(turn);
+        if let Some(granted) = self.granted.get_mut(&turn)
+            && !std::mem::replace(&mut granted.was_ready, true)
         {
-            self.readying = (now - *given).max(self.readying.mul_f64(0.9));
+            self.readying = (now - granted.since).max(self.readying.mul_f64(0.9));
         }
         let due = next_due(self.last, spacing, now);
         if latest.is_some_and(|latest| now.max(due) >= latest) {
@@ -399,21 +415,22 @@ impl State {
 
     /// Takes back the turns of those whose call has not left: they keep their places.
     fn take_back(&mut self) {
-        for (_, key) in std::mem::take(&mut self.granted).into_values() {
+        for Granted { key, .. } in std::mem::take(&mut self.granted).into_values() {
             let place = self.tickets.get(&key).map(|ticket| ticket.place);
             self.remove(&key);
             place.into_iter().for_each(|place| self.enqueue(key.clone(), place));
         }
     }
 
-    /// A call that left before the gate shut says nothing new about it.
-    fn refuse(&mut self, error: &CallError, stage: Stage) {
+    /// A call that left before the gate shut says nothing new about it. True: the first probe was refused.
+    fn refuse(&mut self, error: &CallError, stage: Stage) -> bool {
         let now = Instant::now();
         match &mut self.shut {
             Some(shut) => {
                 if matches!(stage, Stage::Calling(at) if at >= shut.at) {
                     shut.failures += 1;
                     shut.probe_at = now + backoff(shut.failures);
+                    return shut.failures == 1;
                 }
             }
             None => {
@@ -422,6 +439,7 @@ impl State {
                 self.shut = Some(Shut { gate, at: now, failures: 0, probe_at: now + backoff(0) });
             }
         }
+        false
     }
 
     /// Gives the next turn, if it is time for one.
@@ -429,7 +447,7 @@ impl State {
         let now = Instant::now();
         let idle = |state: &Self| {
             let idle = state.granted.iter().find(|(turn, _)| !state.ready.contains(turn));
-            idle.map(|(_, (since, key))| (*since + TURN_LIMIT, key.clone()))
+            idle.map(|(_, granted)| (granted.since + TURN_LIMIT, granted.key.clone()))
         };
         while let Some((_, key)) = idle(self).filter(|(lapses, _)| *lapses <= now) {
             self.remove(&key);
@@ -469,7 +487,8 @@ impl State {
         if let Some(ticket) = self.tickets.get_mut(&key) {
             self.given += 1;
             ticket.stage = Stage::Granted(self.given);
-            self.granted.insert(self.given, (Instant::now(), key.clone()));
+            let granted = Granted { since: Instant::now(), key: key.clone(), was_ready: false };
+            self.granted.insert(self.given, granted);
         }
         self.last_namespace = namespace;
         Some(key)

@@ -113,7 +113,7 @@ async fn try_close(ctx: &Context, surplus: &Surplus, ticket: &Key, begun: Mono) 
         Verdict::Wait => return false,
         Verdict::Close => {}
     }
-    let error = match ctx.account.close_tunnel(ticket, &tunnel.id).await {
+    let error = match ctx.account.close_tunnel(ticket, &tunnel.id, None, || true).await {
         None => return false,
         Some(Ok(())) => {
             tracing::info!(tunnel_id = %tunnel.id, "closed a surplus tunnel");

@@ -128,13 +128,14 @@ impl Intake {
         let Ok(key) = Key::of(&tunnel.metadata) else { return };
         let now = Traces::of(tunnel);
         let before = self.store.get(&ObjectRef::from_obj(tunnel)).filter(|t| t.uid() == tunnel.uid());
+        // A reconcile may wait for the departure of its call: a turn that was given for what the spec was is not used.
+        let edited = before.as_ref().is_some_and(|before| before.metadata.generation != tunnel.metadata.generation);
+        if edited || tunnel.metadata.deletion_timestamp.is_some() {
+            self.ctx.account.pacers.lane(Lane::Open).withdraw(&key);
+        }
         let before = before.map_or_else(Traces::default, |before| Traces::of(&before));
         if (before.finalizer && !now.finalizer) || (before.claim && !now.claim) || (before.tunnel && !now.tunnel) {
             self.ctx.memories.wipe(&key);
-        }
-        // A turn that was given ahead is not used any more, where its reconcile waits to call.
-        if tunnel.metadata.deletion_timestamp.is_some() || tunnel.spec.suspend {
-            self.ctx.account.pacers.lane(Lane::Open).give_back(&key);
         }
         let untouched = live && now == Traces::default();
         self.ctx.things.see(tunnel, &key);

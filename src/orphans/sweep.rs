@@ -24,6 +24,7 @@ use opentunnel_api::Tunnel;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long what was read counts as fresh: no tunnel is closed on anything older.
 const FRESH: Duration = Duration::from_secs(5);
@@ -174,17 +175,14 @@ impl Pass<'_> {
             let pacer = self.ctx.account.pacers.lane(Lane::Close);
             let ticket = Ticket { pacer, key: key.clone() };
             pacer.acquire(&key, Timestamp::now()).await;
-            let (late, stops) = (self.ctx.clock.mono() >= since + FRESH, self.ctx.is_stopping());
-            if !late && !stops {
-                let outcome = self.ctx.account.close_tunnel(&key, &id).await;
-                drop(ticket);
-                return match outcome {
-                    Some(outcome) => self.closed(&candidate, &shown, outcome).await,
-                    None => false,
-                };
-            }
-            if stops {
-                return false;
+            let fresh = (since + FRESH).0.saturating_sub(self.ctx.clock.mono().0);
+            let goes_on = || !self.ctx.is_stopping();
+            let outcome = self.ctx.account.close_tunnel(&key, &id, Some(Instant::now() + fresh), goes_on).await;
+            drop(ticket);
+            match outcome {
+                Some(outcome) => return self.closed(&candidate, &shown, outcome).await,
+                None if !goes_on() => return false,
+                None => {}
             }
             // It has waited for its turn for so long that all is read anew.
             self.readings.0.remove(&candidate.owner.namespace);

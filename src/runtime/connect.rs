@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::config::{CloseOrphans, Run};
 use crate::context::{Context, TakesSecrets, Things};
 use crate::facts::Limits;
-use crate::kubernetes::{self, Kubernetes, START_TIMEOUT, at_start};
+use crate::kubernetes::{self, Kubernetes, START_LIMIT, START_TIMEOUT, at_start};
 use crate::leader::{Election, Leadership};
 use crate::memory::store::Memories;
 use crate::metrics::Metrics;
@@ -46,6 +46,7 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     let kubernetes = Kubernetes::new(config, Duration::from_secs(WATCH_SECONDS.into()))
         .map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     let client = &kubernetes.client;
+    check_crd(client, &server).await?;
     let secrets = OptionFuture::from(flags.watch_secrets.then(|| check_secrets(client, &flags.watch_namespace)));
     let election = OptionFuture::from(flags.leader_elect.then(|| Election::from_env(client)));
     let cluster = async {
@@ -56,9 +57,7 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     };
     let aws = Aws::from_env(flags.aws_timeout, metrics.clone());
     // At once, because each is a way to somebody else; what is told is what has to be put right first.
-    let (crd, secrets, election, cluster, aws) =
-        tokio::join!(check_crd(client, &server), secrets, election, cluster, aws);
-    crd?;
+    let (secrets, election, cluster, aws) = tokio::join!(secrets, election, cluster, aws);
     secrets.transpose()?;
     let (election, cluster, aws) = (election.transpose()?, cluster?, aws.map_err(|e| e.to_string())?);
     let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);
@@ -113,7 +112,8 @@ async fn check_secrets(client: &Client, namespaces: &[String]) -> Result<(), Str
     }
     let one = ListParams::default().labels(&watch::secrets::selector()).limit(1);
     for api in apis {
-        if let Some(Err(kube::Error::Api(status))) = at_start(|| api.list_metadata(&one)).await
+        // Whatever else it says, the watch will meet it, and try again.
+        if let Ok(Err(kube::Error::Api(status))) = tokio::time::timeout(START_TIMEOUT, api.list_metadata(&one)).await
             && status.code == 403
         {
             return Err(format!(
@@ -141,7 +141,7 @@ async fn check_crd(client: &Client, server: &str) -> Result<(), String> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let found = at_start(|| api.get_opt("tunnels.opentunnel.dev"))
         .await
-        .ok_or_else(|| format!("the Kubernetes API server {server} does not answer within {START_TIMEOUT:?}"))?;
+        .ok_or_else(|| format!("the Kubernetes API server {server} does not answer within {START_LIMIT:?}"))?;
     let installed = match found {
         Ok(Some(crd)) => crd,
         Ok(None) => return Err("the CustomResourceDefinition tunnels.opentunnel.dev is not installed: kubectl apply -f crds/tunnels.yaml (or: opentunnel-operator crd | kubectl apply -f -)".into()),

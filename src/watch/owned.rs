@@ -21,6 +21,8 @@ struct Index {
     names: HashMap<(String, String), BTreeSet<String>>,
     /// Tunnels that wait until a Secret of somebody else's is gone.
     waiting: HashMap<SecretName, HashSet<Key>>,
+    /// Watches (by namespace; `None`: of all) that have failed, or are being listed: what they showed proves nothing.
+    behind: HashSet<Option<String>>,
 }
 
 struct Secret {
@@ -67,6 +69,9 @@ impl OwnedSecrets {
     /// in one that was read since and had the recorded content.
     pub fn is_as_recorded(&self, owner: &Key, recorded: &SecretStatus) -> bool {
         let known = self.lock();
+        if known.behind.contains(&None) || known.behind.contains(&Some(owner.namespace.clone())) {
+            return false;
+        }
         let secret = known.secrets.get(&(owner.namespace.clone(), recorded.name.clone()));
         secret.is_some_and(|secret| {
             let same = secret.version.is_some() && secret.version == recorded.resource_version;
@@ -74,9 +79,17 @@ impl OwnedSecrets {
         })
     }
 
-    /// What was read is no proof any more: an etcd that was restored gives out resourceVersions anew.
-    pub fn forget_read(&self) {
-        self.lock().secrets.values_mut().for_each(|secret| secret.read = None);
+    /// A watch has failed, or begins anew with a list: until that is done, what it showed proves nothing. What was read
+    /// proves nothing any more, because an etcd that was restored gives out resourceVersions anew.
+    pub fn fall_behind(&self, watch: &Option<String>) {
+        let mut known = self.lock();
+        known.behind.insert(watch.clone());
+        known.secrets.values_mut().for_each(|secret| secret.read = None);
+    }
+
+    /// A watch shows all that there is.
+    pub fn catch_up(&self, watch: &Option<String>) {
+        self.lock().behind.remove(watch);
     }
 
     /// A Tunnel waits until a Secret of somebody else's is gone, or changes.
@@ -179,7 +192,12 @@ mod tests {
         assert!(is(&key("a"), Some("1")) && !is(&key("b"), Some("1")));
         see(&owned, Some(key("a")), "2");
         assert!(is(&key("a"), Some("1")), "a list shows it again");
-        owned.forget_read();
+        for watch in [None, Some("edge".to_owned())] {
+            owned.fall_behind(&watch);
+            assert!(!is(&key("a"), Some("2")), "a watch that has failed shows nothing");
+            owned.catch_up(&watch);
+        }
+        owned.fall_behind(&Some("other".into()));
         assert!(!is(&key("a"), Some("1")) && is(&key("a"), Some("2")));
         owned.lose(&secret("tokens"));
         assert!(!is(&key("a"), Some("2")));

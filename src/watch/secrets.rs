@@ -45,7 +45,7 @@ pub(super) fn start(
             match event {
                 Ok(Event::Init) => {
                     listed.clear();
-                    ctx.owned.forget_read();
+                    ctx.owned.fall_behind(&namespace);
                 }
                 Ok(Event::InitApply(secret)) => {
                     listed.insert(name_of(&secret));
@@ -60,13 +60,17 @@ pub(super) fn start(
                     for name in ctx.owned.missing(covered, &listed) {
                         ctx.owned.lose(&name).into_iter().for_each(|key| wake(&ctx, key));
                     }
+                    ctx.owned.catch_up(&namespace);
                     synced.send_replace(true);
                 }
                 Ok(Event::Apply(secret)) => see(&ctx, &secret).for_each(|key| wake(&ctx, key)),
                 Ok(Event::Delete(secret)) => {
                     ctx.owned.lose(&name_of(&secret)).into_iter().for_each(|key| wake(&ctx, key));
                 }
-                Err(error) => tracing::warn!(%error, "the watch of Secrets failed; trying again"),
+                Err(error) => {
+                    ctx.owned.fall_behind(&namespace);
+                    tracing::warn!(%error, "the watch of Secrets failed; trying again");
+                }
             }
         }
     };
