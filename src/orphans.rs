@@ -3,7 +3,8 @@
 //!
 //! A Tunnel looks for its own tunnels by itself (`poller`'s searches), and whoever has opened a surplus tunnel closes
 //! it. What is left is what nobody looks for any more: the Tunnel is gone (its finalizer was taken off by
-//! hand), or it has another tunnel, and the process that knew of both has died. The sweep asks for nothing
+//! hand), or it has another tunnel, and the process that knew of both has died. Or the Tunnel has none, has searched
+//! before this one came to light, and waits for something else: then the sweep has it search once more. The sweep asks for nothing
 //! that is not there already: the poller's rounds list the tunnels anyway, and those that no Tunnel names are
 //! described for their tags, once each ([`sightings`]).
 //!
@@ -82,7 +83,7 @@ pub enum Shown {
     /// The one with the UID is being deleted.
     Deleting,
     /// The one with the UID may adopt it.
-    Opening,
+    Opening(Claimant),
     /// The one with the UID has another.
     HasAnother(Claimant),
 }
@@ -96,7 +97,7 @@ impl Shown {
                 Whose::Named => return Self::Owned,
                 Whose::Foreign => {}
                 _ if tunnel.down => shown = Self::Deleting,
-                Whose::Adoptable => shown = Self::Opening,
+                Whose::Adoptable => shown = Self::Opening(tunnel),
                 Whose::Surplus => shown = Self::HasAnother(tunnel),
             }
         }
@@ -120,6 +121,8 @@ pub enum Verdict {
     Keep,
     /// It has no owner, but that may be so because it is new.
     Wait,
+    /// Its Tunnel adopts it when it searches.
+    Search,
     /// By the watch it has no owner: the API server has to say so.
     Look,
     /// It has no owner, and never will have.
@@ -137,8 +140,10 @@ pub fn judge(candidate: &Candidate, scope: &Scope, shown: &Shown, by: By) -> Ver
     match shown {
         // Its deletion closes what it has; what it does not know of comes to light when it is gone.
         Shown::Owned | Shown::Deleting => Verdict::Keep,
-        // It searches for its tunnels before it opens one, and adopts what it finds.
-        Shown::Opening => Verdict::Keep,
+        // It searches for its tunnels before it opens one, and adopts what it finds. This one may have come to light since:
+        // a claim was wiped while the call was under way, and whoever made the call has died.
+        Shown::Opening(_) if candidate.is_old(scope.grace) => Verdict::Search,
+        Shown::Opening(_) => Verdict::Keep,
         Shown::Gone | Shown::HasAnother(_) if !candidate.is_old(scope.grace) => Verdict::Wait,
         Shown::Gone | Shown::HasAnother(_) if by == By::Watch => Verdict::Look,
         Shown::Gone | Shown::HasAnother(_) => Verdict::Close,

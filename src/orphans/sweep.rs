@@ -101,8 +101,14 @@ impl Pass<'_> {
         let mut orphans = Vec::new();
         for candidate in candidates {
             let shown = Shown::of(&candidate, self.watched(&candidate.owner.namespace));
-            if judge(&candidate, &self.sweep.scope, &shown, By::Watch) != Verdict::Look {
-                continue;
+            match (judge(&candidate, &self.sweep.scope, &shown, By::Watch), shown) {
+                (Verdict::Look, _) => {}
+                (Verdict::Search, Shown::Opening(Claimant { key, .. })) => {
+                    tracing::info!(tunnel_id = %candidate.tunnel.id, "a tunnel has come to light that its Tunnel does not know of");
+                    self.ctx.account.poller.search(&key, candidate.created_at, self.ctx.clock.mono());
+                    continue;
+                }
+                _ => continue,
             }
             match self.look(&candidate).await {
                 Ok((shown, Verdict::Close)) => orphans.push((candidate, shown)),

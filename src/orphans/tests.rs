@@ -59,14 +59,14 @@ fn ended(has: &str, attempt: &str, reopens: bool) -> Claimant {
 
 #[test]
 fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
-    use Verdict::{Close, Keep, Look, Wait};
+    use Verdict::{Close, Keep, Look, Search, Wait};
     let other = known("u", Some("other"), false);
     let shown: [(&str, Vec<Claimant>, Shown); 14] = [
         ("there are no Tunnels", vec![], Shown::Gone),
         ("others are there", vec![known("v", None, false), known("w", Some("x"), true)], Shown::Gone),
         ("it has this one", vec![known("u", Some("mine"), false)], Shown::Owned),
         ("it has this one, and is being deleted", vec![known("u", Some("mine"), true)], Shown::Owned),
-        ("it has none", vec![known("u", None, false)], Shown::Opening),
+        ("it has none", vec![known("u", None, false)], Shown::Opening(known("u", None, false))),
         ("it has none, and is being deleted", vec![known("u", None, true)], Shown::Deleting),
         ("it has another", vec![other.clone()], Shown::HasAnother(other.clone())),
         ("it has another, and is being deleted", vec![known("u", Some("other"), true)], Shown::Deleting),
@@ -82,7 +82,11 @@ fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
             vec![ended("ended", "b", false)],
             Shown::HasAnother(ended("ended", "b", false)),
         ),
-        ("it has one that ended, and wants another", vec![ended("ended", "b", true)], Shown::Opening),
+        (
+            "it has one that ended, and wants another",
+            vec![ended("ended", "b", true)],
+            Shown::Opening(ended("ended", "b", true)),
+        ),
         (
             "it has one that ended, and wants another; both under one attempt",
             vec![ended("ended", "a", true)],
@@ -102,6 +106,7 @@ fn what_becomes_of_a_tunnel_by_its_age_its_tunnel_and_who_says_so() {
                     (Shown::Gone | Shown::HasAnother(_), _) if index < 3 => Wait,
                     (Shown::Gone | Shown::HasAnother(_), By::Watch) => Look,
                     (Shown::Gone | Shown::HasAnother(_), By::ApiServer) => Close,
+                    (Shown::Opening(_), _) if index >= 3 => Search,
                     _ => Keep,
                 };
                 let told = judge(&candidate, &scope(&[]), &shown, by);

@@ -173,6 +173,28 @@ async fn a_tunnel_of_a_tunnel_that_records_none_is_adopted_and_not_closed() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_comes_to_light_while_a_name_is_waited_for_is_adopted() {
+    let world = World::new().await;
+    world.apply("{apiVersion: v1, kind: Secret, metadata: {name: plain-tokens}}").await;
+    let _operator = world.operator_with(&settings(&world)).await;
+    world.apply(PLAIN).await;
+    let waiting = world.wait_condition("plain", ("Ready", "False", "SecretConflict")).await;
+    let uid = waiting.uid().expect("a UID");
+    rounds(&world, 2).await;
+    // A call that was under way when its claim was wiped, of a process that has died, is carried out now.
+    let late = open(&world, Some(&format!("{CLUSTER}/{}/{uid}/b", world.name))).await;
+    grow_old(&world).await;
+    let named = |tunnel: &Tunnel| status(tunnel).tunnel_id.as_ref() == Some(&late);
+    world.wait_for("plain", "the late tunnel", named).await;
+    assert!(is_open(&world, &late));
+    world.secrets().delete("plain-tokens", &DeleteParams::default()).await.expect("it is there");
+    let ready = world.wait_ready("plain").await;
+    assert!(named(&ready));
+    let opened = world.aws.tunnels().iter().filter(|t| t.tags.get(OWNER_TAG).is_some_and(|o| o.contains(&uid))).count();
+    assert_eq!(opened, 1, "nothing was opened beside it");
+}
+
+#[tokio::test]
 async fn while_the_api_server_refuses_nothing_is_closed() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;

@@ -300,8 +300,8 @@ pub fn deliver(world: &mut World, i: usize) {
     crate::moves::put_back(operator);
 }
 
-/// Whether the sweep closes a tunnel.
-fn is_orphan(world: &World, tunnel: &Tunnel, specs: Specs, rules: &Rules) -> bool {
+/// What the sweep does about a tunnel.
+fn sweep(world: &World, tunnel: &Tunnel, specs: Specs, rules: &Rules) -> orphans::Verdict {
     let candidate = Candidate {
         tunnel: operator::tunnel(tunnel.id),
         owner: opentunnel_operator::tunnels::Owner {
@@ -319,7 +319,7 @@ fn is_orphan(world: &World, tunnel: &Tunnel, specs: Specs, rules: &Rules) -> boo
         claimant
     });
     let shown = Shown::of(&candidate, claimant);
-    orphans::judge(&candidate, &scope, &shown, By::ApiServer) == orphans::Verdict::Close
+    orphans::judge(&candidate, &scope, &shown, By::ApiServer)
 }
 
 /// The sweep of orphans, and the garbage collector.
@@ -327,12 +327,28 @@ fn others(world: &World, rules: &Rules, specs: Specs, out: &mut Out) {
     let closing = |t: &Tunnel| world.calls.iter().any(|c| c.of == CallOf::CloseSurplus { tunnel: t.id });
     let candidates =
         world.tunnels.iter().filter(|t| t.open && !t.untagged && t.uid != 0 && !rules.no_sweep && !closing(t));
-    for tunnel in candidates.filter(|t| is_orphan(world, t, specs, rules)) {
-        out.push(
-            world,
-            || format!("a sweep finds the orphan {}", tunnel.id),
-            |w| w.calls.push(in_background(tunnel.id)),
-        );
+    for tunnel in candidates {
+        let id = tunnel.id;
+        match sweep(world, tunnel, specs, rules) {
+            orphans::Verdict::Close => {
+                out.push(world, || format!("a sweep finds the orphan {id}"), |w| w.calls.push(in_background(id)));
+            }
+            orphans::Verdict::Search => {
+                // The tunnel is five minutes old: whatever was under way when it was opened has ended.
+                let rests = |o: &Operator| {
+                    let idle = o.reconcile.is_none() && o.memory.as_ref().is_none_or(|m| m.answer.is_none());
+                    idle && o.watched == world.object
+                };
+                let over = world.calls.iter().all(|c| c.by.is_none()) && world.operators.iter().all(rests);
+                let found = |o: &Operator| o.search.as_ref().is_some_and(|(_, found)| found.contains(&id));
+                let waits = |o: &Operator| over && !o.searching && !found(o);
+                for i in (0..2).filter(|i| world.leads(*i) && waits(&world.operators[*i])) {
+                    let searches = |w: &mut World| w.operators[i].searching = true;
+                    out.push(world, || format!("a sweep has operator {i} search for tunnel {id}"), searches);
+                }
+            }
+            _ => {}
+        }
     }
     let live = world.object.as_ref().map(|o| o.uid);
     for name in 0..3 {
