@@ -374,13 +374,18 @@ async fn check_rights(client: &Client, namespace: &str) -> Result<(), String> {
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         // Who may not even ask is told when the request is refused.
         match timeout(CALL_LIMIT, reviews.create(&PostParams::default(), &review)).await {
-            Ok(Ok(SelfSubjectAccessReview { status: Some(status), .. })) if !status.allowed => {
-                Err(missing_rights(&format!("no right to {verb} the Lease {LEASE} in namespace {namespace}")))
-            }
-            _ => Ok(()),
+            Ok(Ok(SelfSubjectAccessReview { status: Some(status), .. })) if !status.allowed => Some(verb),
+            _ => None,
         }
     });
-    futures::future::try_join_all(checks).await.map(drop)
+    let denied: Vec<&str> = futures::future::join_all(checks).await.into_iter().flatten().collect();
+    match denied.as_slice() {
+        [] => Ok(()),
+        verbs => {
+            let verbs = verbs.join(", ");
+            Err(missing_rights(&format!("no right to {verbs} the Lease {LEASE} in namespace {namespace}")))
+        }
+    }
 }
 
 /// What to say where RBAC refuses.

@@ -242,8 +242,8 @@ async fn without_the_rights_on_the_lease_it_ends_and_says_how_to_do_without() {
     let mut operator = world.spawn(&settings);
     assert_eq!(operator.end().await.code(), Some(1));
     let log = operator.log();
-    for words in ["no right to get the Lease opentunnel-operator", &world.name, "POD_NAMESPACE", "--leader-elect=false"]
-    {
+    let denied = "no right to get, create, update the Lease opentunnel-operator";
+    for words in [denied, &world.name, "POD_NAMESPACE", "--leader-elect=false"] {
         assert!(log.contains(words), "{words:?} is not told:\n{log}");
     }
 }

@@ -91,15 +91,18 @@ async fn rights_that_lack_are_told_with_the_other_way() {
 
 #[tokio::test]
 async fn an_api_server_that_is_busy_at_start_is_asked_again() {
-    for code in [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE, StatusCode::INTERNAL_SERVER_ERROR] {
+    let of_the_cluster = |r: &Request| r.path == "/api/v1/namespaces/kube-system";
+    for (code, first) in [
+        (StatusCode::TOO_MANY_REQUESTS, is_crd as fn(&Request) -> bool),
+        (StatusCode::SERVICE_UNAVAILABLE, is_crd),
+        (StatusCode::TOO_MANY_REQUESTS, of_the_cluster),
+        (StatusCode::INTERNAL_SERVER_ERROR, of_the_cluster),
+    ] {
         let world = World::new().await;
         let proxy = world.api_proxy().await;
-        let first = |r: &Request| r.method == "GET" && !r.query.contains("watch=") && !lists_tunnels(r);
         proxy.answer(code, failure(code, "come again"), first);
-        let settings = via(&world, &proxy).without_flag("--cluster-id");
-        let mut operator = world.spawn(&settings);
-        proxy.more_than(1, is_crd).await;
-        proxy.more_than(1, |r| r.path == "/api/v1/namespaces/kube-system").await;
+        let mut operator = world.spawn(&via(&world, &proxy).without_flag("--cluster-id"));
+        proxy.more_than(1, first).await;
         assert!(operator.runs(), "{}", operator.log());
         proxy.answer_no_more();
         operator.ready().await;

@@ -170,7 +170,7 @@ fn first(max_states: usize, s: Scenario) -> Scenario {
 
 /// All of it by `make model`, else the nearest.
 fn nearest(s: Scenario) -> Scenario {
-    if large() { s } else { first(100_000, s) }
+    if large() { s } else { first(30_000, s) }
 }
 
 fn ready(name: &'static str, n: u8, elects: bool) -> Scenario {
@@ -220,7 +220,7 @@ fn a_changed_tunnel_is_replaced_by_one_that_is_as_the_spec_says() {
 
 #[test]
 fn tags_follow_the_spec() {
-    let states = if large() { 1_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 30_000 };
     let tagged = |specs, drift, s: Scenario| {
         let budget = Budget { edits: 2, drift, all: s.budget.all + drift, ..s.budget };
         Scenario { specs, budget, ..s }
@@ -234,7 +234,7 @@ fn tags_follow_the_spec() {
 
 #[test]
 fn new_tokens_are_made_once_each_time_they_are_asked_for() {
-    let states = if large() { 1_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 30_000 };
     let asked = |rotates, s: Scenario| Scenario {
         rules: Rules { rotates, ..s.rules },
         budget: Budget { rotations: 2, ..s.budget },
@@ -253,7 +253,7 @@ fn new_tokens_are_made_once_each_time_they_are_asked_for() {
 
 #[test]
 fn a_secret_that_nobody_controls_is_taken_over() {
-    let states = if large() { 1_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 30_000 };
     let restored =
         |s: Scenario| Scenario { budget: Budget { leftovers: 1, user: 1, all: s.budget.all + 2, ..s.budget }, ..s };
     run(&[
@@ -266,7 +266,7 @@ fn a_secret_that_nobody_controls_is_taken_over() {
 
 #[test]
 fn what_does_not_stay_in_a_secret_is_not_written_for_ever() {
-    let states = if large() { 1_000_000 } else { 60_000 };
+    let states = if large() { 1_000_000 } else { 30_000 };
     let changed = |policies, s: Scenario| Scenario {
         budget: Budget { policies, pauses: 1, all: s.budget.all + 1, ..s.budget },
         ..s
