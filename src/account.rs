@@ -98,14 +98,10 @@ impl Account {
         ticket: &Key,
         id: &TunnelId,
         latest: Option<Instant>,
-        may: impl FnOnce() -> bool,
+        may: impl Fn() -> bool,
     ) -> Option<Result<(), CallError>> {
         let pacer = self.pacers.lane(Lane::Close);
-        if !pacer.depart(ticket, latest).await {
-            return None;
-        }
-        if !may() {
-            pacer.give_back(ticket);
+        if !pacer.depart(ticket, latest, may).await {
             return None;
         }
         let outcome = self.aws.close(id).await;

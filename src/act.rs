@@ -72,8 +72,7 @@ impl Act<'_> {
                 return Ok(self.tagged("UntagResource", ctx.account.aws.untag(&tunnel.arn, keys).await));
             }
             Step::Close { tunnel, .. } => {
-                let leads = || ctx.standing().leads_since().is_some();
-                let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id, None, leads).await else {
+                let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id, None, || self.leads()).await else {
                     return Ok(Outcome::Withdrawn);
                 };
                 return Ok(Outcome::ClosedOrUntagged(told(tunnel, "CloseTunnel", "is closed", outcome)));
@@ -169,18 +168,15 @@ impl Act<'_> {
         Outcome::Rotated { called, answer }
     }
 
+    fn leads(&self) -> bool {
+        self.ctx.standing().leads_since().is_some()
+    }
+
     /// Waits until the call may leave: as long as what it was claimed with is fresh, and this process leads.
     async fn departs(&self, pacer: &Pacer) -> bool {
         let (ctx, key) = (self.ctx, &self.object.key);
         let fresh = self.read_at.map_or(Duration::ZERO, |at| (at + CLAIM_LIMIT).0.saturating_sub(ctx.clock.mono().0));
-        if !pacer.depart(key, Some(Instant::now() + fresh)).await {
-            return false;
-        }
-        let leads = ctx.standing().leads_since().is_some();
-        if !leads {
-            pacer.give_back(key);
-        }
-        leads
+        pacer.depart(key, Some(Instant::now() + fresh), || self.leads()).await
     }
 
     async fn identify(&self, tunnel: &TunnelRef) -> Result<Identity, CallError> {

@@ -1,21 +1,27 @@
 //! One pacer per AWS operation, shared by all Tunnels: it spaces the calls to AWS's quota.
 //!
-//! A reconcile never waits in the queue. It takes a ticket and returns; the pacer wakes the Tunnel
-//! when its turn has come. That is a little ahead of its call, twice as long as it took lately to get ready for one, so that what has to be written before the
-//! call is written when the call may leave, and the quota is used in full however late the API server and AWS answer:
-//! calls are spaced from departure to departure, and several may be in flight. Within a namespace the order is creationTimestamp (so it is the same
-//! after a restart), and the namespaces take turns, so that none can starve another. A key without a
-//! namespace is no Tunnel's: its turn comes when nobody else waits.
+//! A reconcile never waits in the queue. It takes a ticket and returns; the pacer wakes the Tunnel when its turn has come.
+//! That is a little ahead of its call, by twice the time that it took lately to get ready for one: so what has to be
+//! written before the call is written when the call may leave, and the quota is used in full however late the API server
+//! and AWS answer. Calls are spaced from departure to departure, and several may be in flight.
+//!
+//! Within a namespace the order is creationTimestamp (so it is the same after a restart), and the namespaces take turns, so
+//! that none can starve another. A key without a namespace is no Tunnel's: its turn comes when nobody else waits.
 //!
 //! After LimitExceededException or throttling the gate shuts: then one probe at a time goes through,
 //! after an exponential backoff with full jitter; a success opens the gate again.
 
+mod gate;
 pub mod lanes;
+mod spacing;
 
 use crate::read::Key;
 use crate::tunnels::{CallError, CallErrorKind};
+pub use gate::Gate;
+use gate::Shut;
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
+use spacing::Departures;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,20 +29,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// Spacing beyond the quota's, from departure to departure.
-const MARGIN: f64 = 1.02;
 /// So long at the least before its call may leave a turn is given, and at the most. A claim may be 5 s old when the call
 /// leaves.
 const AHEAD: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// A turn whose holder is not ready to call within this time goes to the next in the queue. Longer than the two
 /// writes that may come between the turn and its call.
 const TURN_LIMIT: Duration = Duration::from_secs(5);
-/// AWS's bucket holds as many calls as its rate is, and one at least: where that is more than one, a call that left
-/// late does not delay those after it.
-const CATCHES_UP: f64 = 2.0;
-/// The longest pause between two probes of a shut gate.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
-
 /// Where a Tunnel stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -48,20 +46,8 @@ pub enum Turn {
     Granted,
 }
 
-/// A shut gate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gate {
-    /// [`CallErrorKind::LimitExceeded`] or [`CallErrorKind::Throttled`].
-    pub cause: CallErrorKind,
-    /// AWS's words.
-    pub message: String,
-    /// Since when it is shut.
-    pub since: Timestamp,
-}
-
 /// The pacer of one operation.
 pub struct Pacer {
-    spacing: Spacing,
     state: Mutex<State>,
     changed: Notify,
     waits: Histogram,
@@ -71,7 +57,6 @@ pub struct Pacer {
 /// Place in a namespace's queue.
 type Place = (Timestamp, u64);
 
-#[derive(Default)]
 struct State {
     /// The waiting, by namespace.
     queues: BTreeMap<String, BTreeMap<Place, Key>>,
@@ -89,32 +74,8 @@ struct State {
     readying: Duration,
     /// How many calls are in flight.
     calling: usize,
-    last: Option<Departure>,
+    departures: Departures,
     shut: Option<Shut>,
-}
-
-/// When the last call left, and when it might have.
-#[derive(Clone, Copy)]
-struct Departure {
-    due: Instant,
-    at: Instant,
-}
-
-/// How far apart calls leave.
-#[derive(Clone, Copy)]
-struct Spacing {
-    /// On an average.
-    interval: Duration,
-    /// At the least.
-    least: Duration,
-}
-
-impl Spacing {
-    fn of(rate: f64) -> Self {
-        let interval = Duration::from_secs_f64(MARGIN / rate);
-        let least = if rate < CATCHES_UP { interval } else { Duration::ZERO };
-        Self { interval, least }
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -123,6 +84,13 @@ struct Ticket {
     /// Since when it is in the queue. Whoever was refused by a limit begins to wait anew.
     since: Instant,
     stage: Stage,
+}
+
+impl Ticket {
+    /// Its call tells something about the gate.
+    fn probes(&self, shut: &Shut) -> bool {
+        matches!(self.stage, Stage::Calling(left) if shut.is_probed_by(left))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -142,18 +110,11 @@ struct Granted {
     was_ready: bool,
 }
 
-struct Shut {
-    gate: Gate,
-    at: Instant,
-    failures: u32,
-    probe_at: Instant,
-}
-
 impl Pacer {
     /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`; how long each call
     /// waited for it goes into `waits`, in seconds.
     pub fn new(rate: f64, waits: Histogram, wake: mpsc::UnboundedSender<Key>) -> Self {
-        Self { spacing: Spacing::of(rate), state: Mutex::default(), changed: Notify::new(), waits, wake }
+        Self { state: Mutex::new(State::new(rate)), changed: Notify::new(), waits, wake }
     }
 
     /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
@@ -192,25 +153,28 @@ impl Pacer {
         }
     }
 
-    /// Waits until the call of `key`, whose turn it is, may leave, at most until `latest`. True: it leaves now. False:
-    /// it is not its turn any more (the gate has shut, or it has given its ticket back), or it is too late.
-    pub async fn depart(&self, key: &Key, latest: Option<Instant>) -> bool {
+    /// Waits until the call of `key`, whose turn it is, may leave, at most until `latest`. True: it leaves now. False: it
+    /// is not its turn any more (the gate has shut, or it has given its ticket back), it is too late, or by then it
+    /// `may` not leave.
+    pub async fn depart(&self, key: &Key, latest: Option<Instant>, may: impl Fn() -> bool) -> bool {
         let _ready = Ready { pacer: self, key };
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let due = match self.lock().depart(key, latest, self.spacing) {
-                Depart::Now(since) => {
+            if !may() {
+                return false;
+            }
+            let until = match self.lock().depart(key, latest) {
+                Depart::Now { since } => {
                     self.waits.observe(since.elapsed().as_secs_f64());
                     return true;
                 }
-                Depart::No => return false,
-                Depart::Next(due) => due,
-                Depart::After(latest) => latest,
+                Depart::Never => return false,
+                Depart::NotYet(until) => until,
             };
-            match due {
-                Some(due) => tokio::select! { () = tokio::time::sleep_until(due) => {}, () = changed => {} },
+            match until {
+                Some(until) => tokio::select! { () = tokio::time::sleep_until(until) => {}, () = changed => {} },
                 None => changed.await,
             }
         }
@@ -227,20 +191,16 @@ impl Pacer {
         match outcome {
             // A call that left before the gate shut says nothing new about it.
             Ok(_) => {
-                state.shut.take_if(|shut| matches!(ticket.stage, Stage::Calling(at) if at >= shut.at));
+                state.shut.take_if(|shut| ticket.probes(shut));
             }
             Err(e) if matches!(e.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) => {
                 state.enqueue(key.clone(), ticket.place);
-                if state.refuse(e, ticket.stage) {
+                if state.refuse(e, &ticket) {
                     refused_again = state.queues.values().flat_map(|q| q.values().cloned()).collect();
                 }
             }
             // Neither open nor shut is shown by it: a probe goes on probing.
-            Err(_) => {
-                if let Some(shut) = &mut state.shut {
-                    shut.probe_at = Instant::now() + backoff(shut.failures);
-                }
-            }
+            Err(_) => state.shut.iter_mut().for_each(Shut::pause),
         }
         drop(state);
         self.changed.notify_waiters();
@@ -296,7 +256,7 @@ impl Pacer {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let next = self.lock().next(self.spacing);
+            let next = self.lock().next();
             match next {
                 Next::Grant(key) => {
                     self.changed.notify_waiters();
@@ -338,12 +298,12 @@ impl Drop for Ready<'_> {
 
 enum Depart {
     /// It leaves; since then it had been in the queue.
-    Now(Instant),
-    /// It is the next: then, as far as can be told.
-    Next(Option<Instant>),
-    /// Others leave before it. Not later than then.
-    After(Option<Instant>),
-    No,
+    Now {
+        since: Instant,
+    },
+    /// It is to ask again then, or when something changes.
+    NotYet(Option<Instant>),
+    Never,
 }
 
 enum Next {
@@ -353,6 +313,22 @@ enum Next {
 }
 
 impl State {
+    fn new(rate: f64) -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            tickets: HashMap::new(),
+            last_namespace: String::new(),
+            issued: 0,
+            given: 0,
+            granted: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            readying: Duration::ZERO,
+            calling: 0,
+            departures: Departures::new(rate),
+            shut: None,
+        }
+    }
+
     fn enqueue(&mut self, key: Key, place: Place) {
         self.tickets.insert(key.clone(), Ticket { place, since: Instant::now(), stage: Stage::Waiting });
         self.queues.entry(key.namespace.clone()).or_default().insert(place, key);
@@ -383,10 +359,10 @@ impl State {
     }
 
     /// Lets the call of `key` leave, if it may.
-    fn depart(&mut self, key: &Key, latest: Option<Instant>, spacing: Spacing) -> Depart {
+    fn depart(&mut self, key: &Key, latest: Option<Instant>) -> Depart {
         let now = Instant::now();
-        let Some(ticket) = self.tickets.get_mut(key) else { return Depart::No };
-        let Stage::Granted(turn) = ticket.stage else { return Depart::No };
+        let Some(ticket) = self.tickets.get_mut(key) else { return Depart::Never };
+        let Stage::Granted(turn) = ticket.stage else { return Depart::Never };
         let since = ticket.since;
         self.ready.insert(turn);
         if let Some(granted) = self.granted.get_mut(&turn)
@@ -394,23 +370,21 @@ impl State {
         {
             self.readying = (now - granted.since).max(self.readying.mul_f64(0.9));
         }
-        let due = next_due(self.last, spacing, now);
+        let due = self.departures.due(now);
         if latest.is_some_and(|latest| now.max(due) >= latest) {
-            return Depart::No;
+            return Depart::Never;
         }
         if self.ready.first() != Some(&turn) {
-            return Depart::After(latest);
+            return Depart::NotYet(latest);
         }
         if now < due {
-            return Depart::Next(Some(due));
+            return Depart::NotYet(Some(due));
         }
         ticket.stage = Stage::Calling(now);
         self.settle(turn);
         self.calling += 1;
-        // A call that comes after a pause begins anew.
-        let due = if now < due + spacing.interval { due } else { now };
-        self.last = Some(Departure { due, at: now });
-        Depart::Now(since)
+        self.departures.leave(now);
+        Depart::Now { since }
     }
 
     /// Takes back the turns of those whose call has not left: they keep their places.
@@ -422,28 +396,20 @@ impl State {
         }
     }
 
-    /// A call that left before the gate shut says nothing new about it. True: the first probe was refused.
-    fn refuse(&mut self, error: &CallError, stage: Stage) -> bool {
-        let now = Instant::now();
+    /// AWS has refused a call by a limit. True: the first probe.
+    fn refuse(&mut self, error: &CallError, ticket: &Ticket) -> bool {
         match &mut self.shut {
-            Some(shut) => {
-                if matches!(stage, Stage::Calling(at) if at >= shut.at) {
-                    shut.failures += 1;
-                    shut.probe_at = now + backoff(shut.failures);
-                    return shut.failures == 1;
-                }
-            }
+            Some(shut) => ticket.probes(shut) && shut.refused(),
             None => {
                 self.take_back();
-                let gate = Gate { cause: error.kind, message: error.message.clone(), since: Timestamp::now() };
-                self.shut = Some(Shut { gate, at: now, failures: 0, probe_at: now + backoff(0) });
+                self.shut = Some(Shut::new(error));
+                false
             }
         }
-        false
     }
 
     /// Gives the next turn, if it is time for one.
-    fn next(&mut self, spacing: Spacing) -> Next {
+    fn next(&mut self) -> Next {
         let now = Instant::now();
         let idle = |state: &Self| {
             let idle = state.granted.iter().find(|(turn, _)| !state.ready.contains(turn));
@@ -453,7 +419,7 @@ impl State {
             self.remove(&key);
         }
         let lapses = idle(self).map(|(lapses, _)| lapses);
-        let due = next_due(self.last, spacing, now).max(now);
+        let due = self.departures.due(now).max(now);
         let turn_at = match &self.shut {
             _ if self.queues.is_empty() => None,
             // One probe at a time.
@@ -462,7 +428,7 @@ impl State {
             None => {
                 let before = u32::try_from(self.granted.len()).unwrap_or(u32::MAX);
                 let ahead = (self.readying * 2).clamp(AHEAD.0, AHEAD.1);
-                (due + spacing.interval.saturating_mul(before)).checked_sub(ahead)
+                (due + self.departures.interval.saturating_mul(before)).checked_sub(ahead)
             }
         };
         match turn_at {
@@ -493,17 +459,6 @@ impl State {
         self.last_namespace = namespace;
         Some(key)
     }
-}
-
-/// When the call after the last one may leave.
-fn next_due(last: Option<Departure>, spacing: Spacing, now: Instant) -> Instant {
-    last.map_or(now, |last| (last.due + spacing.interval).max(last.at + spacing.least))
-}
-
-/// Exponential, with full jitter: 0 to 1, 2, 4 … 60 s.
-fn backoff(failures: u32) -> Duration {
-    let limit = Duration::from_secs(1).saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
-    limit.mul_f64(fastrand::f64())
 }
 
 #[cfg(test)]
