@@ -2,14 +2,16 @@
 //! lease. (That nothing is opened twice meanwhile is shown by `matrix/pauses.rs`.)
 
 use crate::support::World;
-use crate::support::api_proxy::{Request, failure};
+use crate::support::api_proxy::{Point, Request, failure};
 use crate::support::aws_proxy::AwsProxy;
+use crate::support::namespace::status;
 use crate::support::operator::{Operator, Settings, http_get, http_status};
 use crate::support::world::Identity;
 use axum::http::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::DeleteParams;
+use opentunnel_api::Tunnel;
 use opentunnel_operator::leader::LEASE;
 use opentunnel_operator::leader::TIMING;
 use std::time::{Duration, Instant};
@@ -124,8 +126,7 @@ async fn a_call_that_hangs_does_not_hold_up_the_handover_and_its_answer_is_writt
     let world = World::new().await;
     let settings = world.electing().await.flag("--aws-timeout", "8s").flag("--recovery-grace", "20s");
     let aws = AwsProxy::start(&world.aws, None).await;
-    let mut held =
-        aws.hold(crate::support::api_proxy::Point::AfterCommit, |request: &Request| request.calls("OpenTunnel"));
+    let mut held = aws.hold(Point::AfterCommit, |request: &Request| request.calls("OpenTunnel"));
     let leader = world.operator_with(&settings.clone().env("AWS_ENDPOINT_URL", aws.endpoint())).await;
     let before = world.holder().await.expect("it leads");
     let _standby = world.operator_with(&settings).await;
@@ -155,6 +156,37 @@ async fn when_the_leader_is_killed_the_other_takes_over_when_the_lease_has_run_o
     assert!(took > TIMING.lease - TIMING.renew * 2, "{took:?}: its lease had not run out");
     world.wait_ready("plain").await;
     assert_eq!(world.aws.tunnels().len(), 1);
+}
+
+/// Recreate, whose leader dies when AWS has carried this call out and before it has the answer.
+async fn recreated_by_two_leaders(operation: &'static str) {
+    let world = World::new().await;
+    let aws = AwsProxy::start(&world.aws, None).await;
+    let settings = world.electing().await;
+    let leader = world.operator_with(&settings.clone().env("AWS_ENDPOINT_URL", aws.endpoint())).await;
+    let before = world.holder().await.expect("it leads");
+    let _standby = world.operator_with(&settings).await;
+    let spec = |description: &str| PLAIN.replacen('{', &format!("{{spec: {{{description}}}, "), 1);
+    world.apply(&spec("updatePolicy: Recreate, description: one")).await;
+    let first = world.wait_ready("plain").await;
+    let mut held = aws.hold(Point::AfterCommit, move |request: &Request| request.calls(operation));
+    world.apply(&spec("updatePolicy: Recreate, description: two")).await;
+    held.reached().await;
+    leader.kill();
+    world.next_holder(Some(&before)).await;
+    let new = |t: &Tunnel| status(t).tunnel_id.is_some() && status(t).tunnel_id != status(&first).tunnel_id;
+    world.wait_for("plain", "another tunnel", new).await;
+    let second = world.wait_ready("plain").await;
+    world.assert_live(&second, "plain-tokens").await;
+    assert_eq!(status(&second).observed_generation, Some(2), "{operation}");
+    let tunnels = world.aws.tunnels();
+    let two = tunnels.iter().filter(|tunnel| tunnel.description.as_deref() == Some("two")).count();
+    assert_eq!((tunnels.len(), two, world.calls_of("OpenTunnel")), (2, 1, 2), "{operation}: each was opened once");
+}
+
+#[tokio::test]
+async fn recreate_is_finished_by_the_next_leader() {
+    tokio::join!(recreated_by_two_leaders("CloseTunnel"), recreated_by_two_leaders("OpenTunnel"));
 }
 
 #[tokio::test]
