@@ -123,9 +123,10 @@ clippy: ## Lint the Rust code
 	$(step) "cargo clippy"
 	@cargo clippy --workspace --all-targets -- -D warnings
 
-deny: $(CARGO_DENY) ## Check licences and sources of the dependencies
+deny: $(CARGO_DENY) ## Check licences and sources of the dependencies, and that `make fuzz` has the same
 	$(step) "cargo deny"
 	@$(CARGO_DENY) check -D warnings licenses bans sources
+	@cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 # A debug build: a minute, where an optimized one takes several, for a tool that then runs 2 s.
 $(CARGO_DENY):
