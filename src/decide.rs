@@ -69,6 +69,8 @@ struct Case<'a> {
     view: &'a View,
     facts: &'a Facts,
     memory: &'a Memory,
+    /// This process leads.
+    leads: bool,
     /// The last completed search that counts.
     search: Option<&'a Search>,
     /// The Secrets that the spec names, in its order.
@@ -94,7 +96,8 @@ impl<'a> Case<'a> {
         let waited = memory.opening.since.is_none_or(|since| now.mono >= since + secrets::PREDECESSOR_LIMIT);
         let all = facts.secrets.iter().map(|facts| TokenSecret::judge(object, facts, !waited));
         let (secrets, former) = all.partition(|secret| secret.wanted.is_some());
-        Self { object, view, facts, memory, search: facts.search.as_ref().filter(counts), secrets, former, limits, now }
+        let (leads, search) = (standing.leads_since().is_some(), facts.search.as_ref().filter(counts));
+        Self { object, view, facts, memory, leads, search, secrets, former, limits, now }
     }
 
     fn next(&self) -> Step {

@@ -50,8 +50,13 @@ impl Case<'_> {
         Some(self.wait(report, Wait { until: Some(failure.retry_at), ..Wait::default() }))
     }
 
-    /// The tokens are in hand, and the API server does not take them: said once, while it is tried on.
+    /// The tokens are in hand, and the API server does not take them: said once, while it is tried on. Whoever leads, and
+    /// has no tokens, says what it waits for: a process that does not lead says nothing, and a name that is taken is
+    /// reason enough. Else two would say it in turn for ever.
     pub(super) fn in_trouble(&self) -> Option<Step> {
+        if !self.leads || self.object.record.reported == Some(Reason::SecretConflict) {
+            return None;
+        }
         let trouble = self.facts.trouble.as_ref()?;
         let words = format!("the tunnel is open, but its tokens cannot be kept yet: {trouble}");
         let report = self.after_5s(self.opening_since(), Reason::Opening, &words)?;

@@ -144,6 +144,10 @@ table! {
         => Record(Change::Report(Report { reason: Reason::Opening, message })) if message.contains("forbidden"),
     and_tried_on: refused_secret(Some(Reason::Opening))
         => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
+    a_name_that_is_taken_is_reason_enough: refused_secret(Some(Reason::SecretConflict))
+        => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
+    who_does_not_lead_reports_nothing: refused_secret(None).with(|s| s.standing = Standing::Finishes)
+        => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
     then_the_status: claimed(0).opened(Some(MONO)).with(|s| s.secrets = vec![holding(1)])
         => Record(Change::Opened { generation: 1, .. }),
     a_secret_that_was_written_before_the_spec_was_edited_is_written_again: claimed(0).opened(Some(MONO))
