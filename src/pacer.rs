@@ -76,6 +76,8 @@ struct State {
     calling: usize,
     departures: Departures,
     shut: Option<Shut>,
+    /// Turns are given.
+    runs: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -117,7 +119,8 @@ impl Pacer {
         Self { state: Mutex::new(State::new(rate)), changed: Notify::new(), waits, wake }
     }
 
-    /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp.
+    /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp. Its turn may come at once:
+    /// then it is not woken.
     pub fn take(&self, key: &Key, created: Timestamp) {
         let mut state = self.lock();
         if state.tickets.contains_key(key) {
@@ -126,7 +129,13 @@ impl Pacer {
         state.issued += 1;
         let place = (created, state.issued);
         state.enqueue(key.clone(), place);
+        let next = if state.runs { state.next() } else { Next::Idle };
         drop(state);
+        if let Next::Grant(granted) = next
+            && granted != *key
+        {
+            let _ = self.wake.send(granted);
+        }
         self.changed.notify_waiters();
     }
 
@@ -250,8 +259,9 @@ impl Pacer {
         }
     }
 
-    /// Gives turns, for ever.
+    /// Gives turns, for ever; none is given before.
     pub async fn run(&self) {
+        self.lock().runs = true;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -326,6 +336,7 @@ impl State {
             calling: 0,
             departures: Departures::new(rate),
             shut: None,
+            runs: false,
         }
     }
 

@@ -325,6 +325,65 @@ async fn a_gate_that_is_opened_by_hand_lets_all_through() {
     while woken.try_recv().is_ok() {}
     for name in ["2", "3"] {
         pacer.take(&key("a", name), created(1));
-        assert_eq!(woken.recv().await.unwrap().name, name, "no probe has to be waited for");
+        assert_eq!(pacer.turn(&key("a", name)), Turn::Granted, "no probe has to be waited for, nor to be woken");
     }
+}
+
+/// Lets each call leave when its turn has come, and be answered so, for so long; whose they were, in order.
+async fn serve(
+    pacer: &Pacer,
+    woken: &mut mpsc::UnboundedReceiver<Key>,
+    time: Duration,
+    answer: impl Fn() -> Result<(), CallError>,
+) -> Vec<Key> {
+    let (until, mut left) = (Instant::now() + time, Vec::new());
+    while let Ok(Some(key)) = tokio::time::timeout_at(until, woken.recv()).await {
+        if pacer.turn(&key) == Turn::Granted && departs(pacer, &key, None).await {
+            pacer.end(&key, &answer());
+            left.push(key);
+        }
+    }
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_of_another_namespace_take_turns_with_nine_thousand_that_wait() {
+    let (pacer, mut woken) = pacer(1.0);
+    for n in 0..9000 {
+        pacer.take(&key("crowd", &format!("c{n}")), created(n));
+    }
+    let opened = serve(&pacer, &mut woken, Duration::from_secs(60), || Ok(())).await;
+    assert!(opened.len() > 55, "{}", opened.len());
+    for n in 0..10 {
+        pacer.take(&key("late", &format!("l{n}")), created(10_000 + n));
+    }
+    let opened = serve(&pacer, &mut woken, Duration::from_secs(30), || Ok(())).await;
+    let late: Vec<usize> = (0..opened.len()).filter(|n| opened[*n].namespace == "late").collect();
+    assert_eq!(late.len(), 10);
+    // Two turns were given before: what is ahead of the slot.
+    assert!(late.iter().enumerate().all(|(n, at)| *at <= 2 + 2 * n), "{late:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_limit_exceeded_wakes_each_that_waits_once_and_one_for_each_probe() {
+    let (pacer, mut woken) = pacer(1.0);
+    for n in 0..10_000 {
+        pacer.take(&key("crowd", &format!("c{n}")), created(n));
+    }
+    let (until, mut wakes, mut probes) = (Instant::now() + Duration::from_secs(3600), 0, 0);
+    while let Ok(Some(key)) = tokio::time::timeout_at(until, woken.recv()).await {
+        wakes += 1;
+        if pacer.turn(&key) == Turn::Granted && departs(&pacer, &key, None).await {
+            pacer.end(&key, &limit());
+            probes += 1;
+        }
+    }
+    // The pauses grow to 60 s at most, of which the jitter leaves a half on average.
+    assert!((60..250).contains(&probes), "{probes} probes");
+    assert!(wakes <= 10_000 + 2 * probes, "{wakes} wakes, {probes} probes");
+    assert_eq!(pacer.depth(), 10_000);
+    // There is room again: it is used in full.
+    pacer.probe_now();
+    let opened = serve(&pacer, &mut woken, Duration::from_secs(60), || Ok(())).await;
+    assert!(opened.len() > 55, "{}", opened.len());
 }
