@@ -227,11 +227,11 @@ impl Act<'_> {
         let patched = match status {
             Some(status) => {
                 let body = Patch::Merge(json!({"metadata": metadata, "status": status}));
-                self.ctx.kubernetes.request(what, api.patch_status(&key.name, &params, &body)).await
+                self.ctx.kubernetes.request(what, || api.patch_status(&key.name, &params, &body)).await
             }
             None => {
                 let body = Patch::Merge(json!({"metadata": metadata}));
-                self.ctx.kubernetes.request(what, api.patch(&key.name, &params, &body)).await
+                self.ctx.kubernetes.request(what, || api.patch(&key.name, &params, &body)).await
             }
         };
         match patched {

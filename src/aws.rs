@@ -1,4 +1,4 @@
-//! The AWS gateway: the only file that names the AWS SDK. Its types and errors end here.
+//! The AWS gateway: beside `connections`, the only file that names the AWS SDK. Its types and errors end here.
 //!
 //! The SDK's retries are off: it takes LimitExceededException for throttling and would send
 //! OpenTunnel, which has no idempotency token, up to three times. (Credentials may be asked for again:
@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use opentunnel_api::{ClientMode, Connection, ConnectionStatus, GENERATION_TAG, OWNER_TAG, TunnelState};
 use std::error::Error;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -98,11 +99,12 @@ impl Aws {
     }
 
     /// The one way that every call goes: its answer is `read`, and it is counted. `None` from `read`:
-    /// the answer lacks what it must have.
+    /// the answer lacks what it must have. A call of the SDK takes 10 kB on its way: it is in a box, so that whoever
+    /// may make one does not hold room for it.
     async fn call<A, E, T>(
         &self,
         operation: Operation,
-        sent: impl Future<Output = Result<A, SdkError<E, HttpResponse>>>,
+        sent: Pin<Box<impl Future<Output = Result<A, SdkError<E, HttpResponse>>>>>,
         read: impl FnOnce(A) -> Option<T>,
     ) -> Result<T, CallError>
     where
@@ -143,7 +145,7 @@ impl Aws {
             let (source, destination) = (token(out.source_access_token), token(out.destination_access_token));
             Some((reference(out.tunnel_id, out.tunnel_arn)?, sides(ClientMode::All, source, destination)?))
         };
-        let opened = self.call(Operation::OpenTunnel, sent, read).await?;
+        let opened = self.call(Operation::OpenTunnel, Box::pin(sent), read).await?;
         self.learn_account(&opened.0.arn);
         Ok(opened)
     }
@@ -171,19 +173,19 @@ impl Aws {
         let read = |out: sdk::operation::rotate_tunnel_access_token::RotateTunnelAccessTokenOutput| {
             sides(mode, token(out.source_access_token), token(out.destination_access_token))
         };
-        self.call(Operation::RotateTunnelAccessToken, sent, read).await
+        self.call(Operation::RotateTunnelAccessToken, Box::pin(sent), read).await
     }
 
     /// CloseTunnel.
     pub async fn close(&self, id: &TunnelId) -> Result<(), CallError> {
         let sent = self.client.close_tunnel().tunnel_id(&id.0).send();
-        self.call(Operation::CloseTunnel, sent, |_| Some(())).await
+        self.call(Operation::CloseTunnel, Box::pin(sent), |_| Some(())).await
     }
 
     /// DescribeTunnel. A tunnel that AWS does not know is an answer, not an error.
     pub async fn describe(&self, id: &TunnelId) -> Result<Description, CallError> {
         let sent = self.client.describe_tunnel().tunnel_id(&id.0).send();
-        match self.call(Operation::DescribeTunnel, sent, |out| description(&out.tunnel?)).await {
+        match self.call(Operation::DescribeTunnel, Box::pin(sent), |out| description(&out.tunnel?)).await {
             Err(e) if e.kind == CallErrorKind::NotFound => Ok(Description::unknown()),
             described => described,
         }
@@ -197,7 +199,7 @@ impl Aws {
             let summaries = out.tunnel_summaries.unwrap_or_default().into_iter().map(summary).collect::<Option<_>>()?;
             Some(Page { summaries, next_token: out.next_token.filter(|t| !t.is_empty()) })
         };
-        let page = self.call(Operation::ListTunnels, sent, read).await?;
+        let page = self.call(Operation::ListTunnels, Box::pin(sent), read).await?;
         if let Some(summary) = page.summaries.first() {
             self.learn_account(&summary.tunnel.arn);
         }
@@ -208,13 +210,13 @@ impl Aws {
     pub async fn tag(&self, arn: &str, tags: &Tags) -> Result<(), CallError> {
         let tags = tags.iter().map(|(key, value)| tag(key, value)).collect::<Result<_, _>>()?;
         let sent = self.client.tag_resource().resource_arn(arn).set_tags(Some(tags)).send();
-        self.call(Operation::TagResource, sent, |_| Some(())).await
+        self.call(Operation::TagResource, Box::pin(sent), |_| Some(())).await
     }
 
     /// UntagResource.
     pub async fn untag(&self, arn: &str, keys: &[String]) -> Result<(), CallError> {
         let sent = self.client.untag_resource().resource_arn(arn).set_tag_keys(Some(keys.to_vec())).send();
-        self.call(Operation::UntagResource, sent, |_| Some(())).await
+        self.call(Operation::UntagResource, Box::pin(sent), |_| Some(())).await
     }
 }
 

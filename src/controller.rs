@@ -114,7 +114,7 @@ impl Sight {
         match outcome {
             Outcome::Failed(error) => return Err(error),
             Outcome::Written(object) | Outcome::Read(Some(object)) | Outcome::Conflict(Some(object)) => {
-                kept.written = Some((*object).clone());
+                kept.written = Some(object.clone());
                 self.view = View { object: *object, read_at: Some(began), gone: false, wiped: false };
             }
             Outcome::Read(None) | Outcome::Conflict(None) => self.view.gone = true,
@@ -151,7 +151,7 @@ fn newest(watched: Object, kept: &mut Kept) -> Object {
         // this, the finalizer would be taken off once more.
         Some(written) if version(&written) > version(&watched) || written.is_released() => {
             kept.written = Some(written.clone());
-            written
+            *written
         }
         _ => watched,
     }
@@ -173,10 +173,11 @@ pub fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Ac
 /// A panic is the end of one reconcile, not of the operator: what it knew of its Tunnel is forgotten, as in a
 /// crash, and found again as after one.
 async fn contained(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let outcome = caught(reconcile(tunnel.clone(), ctx.clone())).await;
+    // In a box, which is made when it begins: at a start, a list or a shut gate all Tunnels are to be reconciled at once.
+    let outcome = caught(Box::pin(reconcile(tunnel.clone(), ctx.clone()))).await;
     if let (Err(Error::Panic), Ok(key)) = (&outcome, Key::of(&tunnel.metadata)) {
         ctx.account.pacers.give_back(&key, None);
-        ctx.memories.put_back(&key, Kept::new(false, ctx.clock.mono()), true);
+        ctx.memories.put_back(&key, Box::new(Kept::new(false, ctx.clock.mono())), true);
     }
     outcome
 }
@@ -225,7 +226,7 @@ mod tests {
     }
 
     fn seen(watched: &Object, written: &Object) -> Object {
-        let mut kept = Kept { written: Some(written.clone()), ..Kept::new(false, Mono::default()) };
+        let mut kept = Kept { written: Some(Box::new(written.clone())), ..Kept::new(false, Mono::default()) };
         newest(watched.clone(), &mut kept)
     }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::{ApiResource, DynamicObject, PostParams};
 use kube::config::InferConfigError;
 use kube::{Api, Client, Config, Resource};
 use opentunnel_api::{MANAGER, Tunnel};
@@ -45,18 +45,18 @@ impl Kubernetes {
         Ok(Self { client: Client::try_from(config)?, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) })
     }
 
-    /// A request, with a time limit from when it is sent.
+    /// A request, with a time limit from when it is sent. It is made when there is room for it.
     ///
     /// # Errors
     /// The API server refused, or did not answer in time. `what` is said to people: "cannot {what}".
-    pub async fn request<T>(
+    pub async fn request<T, F: Future<Output = kube::Result<T>>>(
         &self,
         what: &'static str,
-        request: impl Future<Output = kube::Result<T>>,
+        request: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         // Nobody closes the semaphore: an error is as good as a permit.
         let _permit = self.in_flight.acquire().await;
-        let answer = tokio::time::timeout(API_TIMEOUT, request).await.map_err(|_| Error::Timeout(what))?;
+        let answer = tokio::time::timeout(API_TIMEOUT, Box::pin(request())).await.map_err(|_| Error::Timeout(what))?;
         answer.map_err(|source| Error::Api { what, source })
     }
 
@@ -65,7 +65,7 @@ impl Kubernetes {
     pub async fn read_tunnel(&self, key: &Key) -> Result<Option<Result<Tunnel, Box<Unreadable>>>, Error> {
         let tunnels = ApiResource::erase::<Tunnel>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &tunnels);
-        let object = self.request("read the Tunnel", api.get_opt(&key.name)).await?;
+        let object = self.request("read the Tunnel", || api.get_opt(&key.name)).await?;
         Ok(object.filter(|object| object.metadata.uid.as_ref() == Some(&key.uid)).map(stored::read))
     }
 
@@ -91,8 +91,8 @@ impl Kubernetes {
             reporting_instance: Some(MANAGER.into()),
             ..Event::default()
         };
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        if let Err(error) = self.request("publish an event", api.create(&Default::default(), &event)).await {
+        let (api, params) = (Api::<Event>::namespaced(self.client.clone(), &namespace), PostParams::default());
+        if let Err(error) = self.request("publish an event", || api.create(&params, &event)).await {
             tracing::debug!(%error, "an event was lost");
         }
     }

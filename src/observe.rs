@@ -64,7 +64,7 @@ async fn read_secrets(ctx: &Context, namespace: &str, names: Vec<String>) -> Res
     let api: Api<Secret> = Api::namespaced(ctx.kubernetes.client.clone(), namespace);
     let mut read = Vec::with_capacity(names.len());
     for name in names {
-        let secret = ctx.kubernetes.request("read the Secret", api.get_opt(&name)).await?;
+        let secret = ctx.kubernetes.request("read the Secret", || api.get_opt(&name)).await?;
         read.push((name, secret));
     }
     Ok(read)

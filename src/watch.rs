@@ -30,6 +30,10 @@ use tokio::sync::{mpsc, watch};
 /// A watch that the API server does not end by then is taken for dead (5 s later).
 pub const WATCH_SECONDS: u32 = 30;
 
+/// Reconciles at once, each of which takes some kB; more wait. Far more than the calls to AWS that the pacers let be in
+/// flight, for which a reconcile may wait long.
+const RECONCILES: u16 = 500;
+
 /// Takes in what a watch shows before a reconcile sees it.
 struct Intake {
     ctx: Arc<Context>,
@@ -197,7 +201,6 @@ impl Watch {
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
         let stream = relist::relisting(move || watcher(api.clone(), config.clone()))
             .backoff(relist::Pauses::default())
-            .modify(|tunnel| tunnel.managed_fields_mut().clear())
             .filter_map(move |event| {
                 std::future::ready(match event {
                     Ok(event) => intake.take(event).map(Ok),
@@ -215,6 +218,7 @@ impl Watch {
             })
             .applied_objects();
         let run = Controller::for_stream(stream, store.clone())
+            .with_config(kube::runtime::controller::Config::default().concurrency(RECONCILES))
             .reconcile_on(unfold(woken))
             .graceful_shutdown_on(stopped(stop.clone()))
             .run(traced, error_policy, ctx.clone())

@@ -27,9 +27,9 @@ impl Act<'_> {
         let (api, params) = (self.secrets_api(), params(false));
         // An update is conditioned by the resourceVersion that was read, a create by the name being free.
         let written = if exists {
-            self.ctx.kubernetes.request("update the Secret", api.replace(&wanted.name, &params, &secret)).await
+            self.ctx.kubernetes.request("update the Secret", || api.replace(&wanted.name, &params, &secret)).await
         } else {
-            self.ctx.kubernetes.request("create the Secret", api.create(&params, &secret)).await
+            self.ctx.kubernetes.request("create the Secret", || api.create(&params, &secret)).await
         };
         self.taken(written.is_ok(), written.as_ref().is_err_and(Error::is_refusal));
         match written {
@@ -45,7 +45,7 @@ impl Act<'_> {
         let secret = prepared(self.object, wanted, Secret::default());
         let (api, params) = (self.secrets_api(), params(true));
         let tried =
-            self.ctx.kubernetes.request("try whether the Secret would be taken", api.create(&params, &secret)).await;
+            self.ctx.kubernetes.request("try whether the Secret would be taken", || api.create(&params, &secret)).await;
         self.taken(tried.is_ok(), tried.as_ref().is_err_and(Error::is_refusal));
         Ok(match tried {
             Ok(_) => Outcome::Tried(None),
@@ -63,7 +63,7 @@ impl Act<'_> {
         let preconditions = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let api = self.secrets_api();
-        match self.ctx.kubernetes.request("delete the Secret", api.delete(name, &params)).await {
+        match self.ctx.kubernetes.request("delete the Secret", || api.delete(name, &params)).await {
             Ok(_) => Ok(Outcome::SecretWritten(None)),
             Err(error) if error.is_outdated() => Ok(Outcome::SecretConflict),
             Err(error) => Err(error),

@@ -12,8 +12,8 @@ pub struct Memories(Mutex<HashMap<Key, Entry>>);
 
 /// A Tunnel that is there.
 struct Entry {
-    /// `None`: a reconcile has it.
-    kept: Option<Kept>,
+    /// `None`: a reconcile has it. In a box: the map has room for twice as many entries as there are Tunnels.
+    kept: Option<Box<Kept>>,
     /// Something may have been wiped from it unseen, since a reconcile last looked.
     wiped: bool,
     errors: u32,
@@ -24,7 +24,7 @@ pub struct Kept {
     /// What the protocol remembers.
     pub memory: Memory,
     /// The object as it was last written, until the watch shows it.
-    pub written: Option<Object>,
+    pub written: Option<Box<Object>>,
     /// What the last reconcile failed with, if it failed.
     pub trouble: Option<String>,
 }
@@ -40,7 +40,7 @@ impl Memories {
     /// A Tunnel is there. `untouched`: it was created just now, and nobody has done anything for it yet.
     pub fn add(&self, key: Key, untouched: bool, now: Mono) {
         self.lock().entry(key).or_insert_with(|| Entry {
-            kept: Some(Kept::new(untouched, now)),
+            kept: Some(Box::new(Kept::new(untouched, now))),
             wiped: false,
             errors: 0,
         });
@@ -64,13 +64,13 @@ impl Memories {
     }
 
     /// A reconcile begins.
-    pub fn take(&self, key: &Key, now: Mono) -> Kept {
+    pub fn take(&self, key: &Key, now: Mono) -> Box<Kept> {
         let taken = self.lock().get_mut(key).and_then(|entry| entry.kept.take());
-        taken.unwrap_or_else(|| Kept::new(false, now))
+        taken.unwrap_or_else(|| Box::new(Kept::new(false, now)))
     }
 
     /// It has ended. `Some`: the Tunnel is gone meanwhile.
-    pub fn put_back(&self, key: &Key, kept: Kept, failed: bool) -> Option<Memory> {
+    pub fn put_back(&self, key: &Key, kept: Box<Kept>, failed: bool) -> Option<Memory> {
         match self.lock().get_mut(key) {
             Some(entry) => {
                 entry.errors = if failed { entry.errors + 1 } else { 0 };

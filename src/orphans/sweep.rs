@@ -160,7 +160,8 @@ impl Pass<'_> {
     async fn list(&self, namespace: &str) -> Result<Vec<Claimant>, Error> {
         let resource = ApiResource::erase::<Tunnel>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.ctx.kubernetes.client.clone(), namespace, &resource);
-        let list = self.ctx.kubernetes.request("list the Tunnels", api.list(&ListParams::default())).await?;
+        let all = ListParams::default();
+        let list = self.ctx.kubernetes.request("list the Tunnels", || api.list(&all)).await?;
         let tunnels = list.into_iter().map(|t| stored::read(t).unwrap_or_else(|unreadable| unreadable.readable));
         Ok(tunnels.filter_map(|tunnel| Some(read(&tunnel).ok()?.claimant())).collect())
     }

@@ -2,11 +2,13 @@
 //! or somebody has written the status. It must not stop the others. Pure.
 
 use crate::aws::clean;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
-use opentunnel_api::{Tunnel, TunnelSpec, TunnelStatus};
+use opentunnel_api::{PREFIX, Tunnel, TunnelSpec, TunnelStatus};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// Characters of what is wrong that are told: values of any length are part of it.
 const WORDS_LIMIT: usize = 400;
@@ -33,6 +35,7 @@ struct Body {
 /// A field has a value that no Tunnel can have.
 pub fn read(object: DynamicObject) -> Result<Tunnel, Box<Unreadable>> {
     let DynamicObject { metadata, data, .. } = object;
+    let metadata = slim(metadata);
     match serde_path_to_error::deserialize::<_, Body>(&data) {
         Ok(Body { spec, status }) => Ok(Tunnel { metadata, spec, status }),
         Err(error) => {
@@ -43,6 +46,15 @@ pub fn read(object: DynamicObject) -> Result<Tunnel, Box<Unreadable>> {
             Err(Box::new(Unreadable { what, readable }))
         }
     }
+}
+
+/// Without what nobody reads, which may be more than all the rest: who wrote which field, and kubectl's copy of the
+/// manifest. It stays in memory as long as the Tunnel is there.
+fn slim(mut metadata: ObjectMeta) -> ObjectMeta {
+    let annotations = metadata.annotations.take().unwrap_or_default();
+    let own: BTreeMap<_, _> = annotations.into_iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
+    metadata.annotations = Some(own).filter(|own| !own.is_empty());
+    ObjectMeta { managed_fields: None, labels: None, owner_references: None, ..metadata }
 }
 
 /// The fields that can be read by themselves; the others are as if they were left out.
@@ -82,6 +94,25 @@ mod tests {
         }
         let long = read(object(json!({"spec": {"timeout": "\u{1b}[2J\n".repeat(10_000)}}))).unwrap_err().what;
         assert!(long.len() <= WORDS_LIMIT && !long.contains(['\n', '\u{1b}']), "{long}");
+    }
+
+    #[test]
+    fn of_the_metadata_what_the_operator_reads_is_kept() {
+        let annotations =
+            json!({"opentunnel.dev/opening": "u/a", "kubectl.kubernetes.io/last-applied-configuration": "{}"});
+        let mut metadata = json!({
+            "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 2,
+            "creationTimestamp": "2026-01-01T00:00:00Z", "deletionTimestamp": "2026-01-02T00:00:00Z", "finalizers": ["f"],
+        });
+        let kept = metadata.clone();
+        metadata["annotations"] = annotations;
+        metadata["labels"] = json!({"a": "b"});
+        metadata["managedFields"] = json!([{"manager": "kubectl"}]);
+        let read = read(object(json!({"metadata": metadata}))).unwrap();
+        let mut read = serde_json::to_value(read.metadata).unwrap();
+        let annotations = read.as_object_mut().unwrap().remove("annotations");
+        assert_eq!(annotations, Some(json!({"opentunnel.dev/opening": "u/a"})));
+        assert_eq!(read, kept);
     }
 
     #[test]
