@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs reloaders soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -76,6 +76,12 @@ matrix: cluster ## Print the matrix: each life of a Tunnel with every fault at e
 
 costs: cluster ## What 1,000 open Tunnels cost at rest (6 minutes)
 	@cargo test --test cluster -- costs::a_thousand --nocapture --include-ignored
+
+# The operator as `cargo build --release` makes it, the program that measures as a test's.
+bench: cluster ## What a fleet costs, in a table (FLEET_TUNNELS="100 1000", FLEET_PEER=another operator: docs/performance.md)
+	@cargo build --release --bin opentunnel-operator
+	@OPENTUNNEL_OPERATOR_BIN=$${OPENTUNNEL_OPERATOR_BIN:-$$PWD/target/release/opentunnel-operator} \
+		cargo bench --profile dev --bench fleet
 
 # Programs of others, which nothing here builds.
 reloaders: cluster ## Try docs/consumers.md with reloaders that you have: OPENTUNNEL_RELOADER=path, OPENTUNNEL_WAVE=path

@@ -22,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How an operator is to run. Later flags and variables win over earlier ones.
 #[derive(Clone)]
 pub struct Settings {
+    /// The program; OPENTUNNEL_OPERATOR_BIN: another build's, as the image's.
+    pub program: PathBuf,
     flags: Vec<(String, String)>,
     env: Vec<(String, OsString)>,
 }
@@ -30,7 +32,9 @@ impl Settings {
     /// Quick ones: no waiting for AWS's quotas, short time limits, a poll every second; and no leader election, so
     /// that whoever follows one that was killed need not wait for its lease to run out.
     pub fn quick(kubeconfig: &Path, namespace: &str, aws_endpoint: &str) -> Self {
-        let settings = Self { flags: Vec::new(), env: Vec::new() };
+        let built = || env!("CARGO_BIN_EXE_opentunnel-operator").into();
+        let program = env::var_os("OPENTUNNEL_OPERATOR_BIN").unwrap_or_else(built).into();
+        let settings = Self { program, flags: Vec::new(), env: Vec::new() };
         settings
             .flag("--watch-namespace", namespace)
             .flag("--http-addr", "127.0.0.1:0")
@@ -88,9 +92,7 @@ impl Settings {
 
     /// The command line, and the environment.
     fn command(&self) -> Command {
-        // OPENTUNNEL_OPERATOR_BIN: another build's, as the image's.
-        let built = || env!("CARGO_BIN_EXE_opentunnel-operator").into();
-        let mut command = Command::new(env::var_os("OPENTUNNEL_OPERATOR_BIN").unwrap_or_else(built));
+        let mut command = Command::new(&self.program);
         command.arg("run").env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
         command.args(self.flags.iter().map(|(name, value)| format!("{name}={value}")));
         command.stdin(Stdio::null());

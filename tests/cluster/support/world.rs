@@ -40,7 +40,8 @@ pub struct World {
 pub struct Identity {
     /// The kubeconfig with it.
     pub kubeconfig: PathBuf,
-    credential: String,
+    /// What the audit log calls it.
+    pub credential: String,
 }
 
 /// What the API server calls a credential's ID among a user's `extra`.
