@@ -409,22 +409,23 @@ impl Run {
         self.world.aws.set_faults([full].into_iter().chain(self.late()));
         let sight = Sight::of(&self.world, |condition| condition.reason == "LimitExceeded");
         let since = self.since(Some(&operator));
-        self.create_all("late", count).await;
+        self.create_all("full", count).await;
         sight.until_all(count).await;
         self.note("AWS is full: all wait, and say so", &operator, &since, Vec::new()).await;
         let since = self.since(Some(&operator));
         sleep(rest).await;
         self.note("AWS stays full", &operator, &since, Vec::new()).await;
-        operator.terminate().await;
-        self.world.aws.set_faults(self.late());
         drop(sight);
+        self.delete_all().await;
+        self.world.aws.set_faults(self.late());
+        operator.terminate().await;
 
+        self.create_all("late", count).await;
         let sight = Sight::new(&self.world);
         let since = self.since(None);
         let (operator, _) = self.start().await;
         sight.until_all(count).await;
         let times = sight.all().into_values().map(|at| at - since.begun).collect();
-        // The last has a claim of the process before, which takes the recovery grace.
         self.note("a backlog of all at the start", &operator, &since, times).await;
         drop(sight);
 
