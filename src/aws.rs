@@ -99,8 +99,8 @@ impl Aws {
     }
 
     /// The one way that every call goes: its answer is `read`, and it is counted. `None` from `read`:
-    /// the answer lacks what it must have. A call of the SDK takes 10 kB on its way: it is in a box, so that whoever
-    /// may make one does not hold room for it.
+    /// the answer lacks what it must have. It is in a box, because a call of the SDK is large: a
+    /// reconcile has no room for one until it makes it.
     async fn call<A, E, T>(
         &self,
         operation: Operation,

@@ -30,8 +30,9 @@ use tokio::sync::{mpsc, watch};
 /// A watch that the API server does not end by then is taken for dead (5 s later).
 pub const WATCH_SECONDS: u32 = 30;
 
-/// Reconciles at once, each of which takes some kB; more wait. Far more than the calls to AWS that the pacers let be in
-/// flight, for which a reconcile may wait long.
+/// Reconciles at once, each of which takes some kB; more wait. With AWS's default quotas there are fewer calls in flight,
+/// for which a reconcile may wait as long as `--aws-timeout`. With `--open-rate 50`, and an AWS that takes 10 s to answer,
+/// this is the bound.
 const RECONCILES: u16 = 500;
 
 /// Takes in what a watch shows before a reconcile sees it.

@@ -6,8 +6,10 @@
 //! `release`. Prints tables; FLEET_JSON names a file for the same.
 
 #[allow(dead_code)] // The tests need more of it.
-#[path = "../tests/cluster/support/mod.rs"]
+#[path = "../../tests/cluster/support/mod.rs"]
 mod support;
+
+mod sight;
 
 use aws_sdk_iotsecuretunneling::Config;
 use aws_sdk_iotsecuretunneling::config::{BehaviorVersion, Credentials, Region};
@@ -16,22 +18,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
-use opentunnel_api::{Condition, Tunnel, TunnelSpec};
+use opentunnel_api::{Tunnel, TunnelSpec};
 use secure_tunneling_emulator::{Fault, FaultKind, Operation};
 use serde_json::{Value, json};
+use sight::{Process, Sight};
 use std::collections::{BTreeMap, HashMap};
 use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use support::World;
-use support::namespace::{client, main_condition};
+use support::namespace::client;
 use support::operator::{Operator, Settings, http_get, http_status};
 use support::world::Identity;
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 /// Tunnels that are made one after the other.
@@ -46,100 +46,6 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let parse = |text: String| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not understood"));
     env::var(name).map_or(default, parse)
-}
-
-/// What Linux says of a process.
-#[derive(Clone, Copy)]
-struct Process(u32);
-
-impl Process {
-    fn status(self, key: &str) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with(key)).expect("Linux tells it");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
-    }
-
-    /// Resident memory, in MiB.
-    fn resident(self) -> f64 {
-        self.status("VmRSS:")
-    }
-
-    /// The most that there was since the start, or since [`Self::forget_peak`], in MiB.
-    fn peak(self) -> f64 {
-        self.status("VmHWM:")
-    }
-
-    fn forget_peak(self) {
-        // Where this is not allowed, the peak is that since the start.
-        let _ = fs::write(format!("/proc/{}/clear_refs", self.0), "5");
-    }
-
-    /// Processor time so far: in user and system mode, in ticks of 10 ms.
-    fn cpu(self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).expect("it runs");
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
-        Duration::from_millis(ticks.sum::<u64>() * 10)
-    }
-}
-
-/// When each Tunnel came into a state, as a user's watch sees it.
-struct Sight {
-    seen: Arc<Mutex<HashMap<String, Instant>>>,
-    watch: JoinHandle<()>,
-}
-
-impl Sight {
-    /// Ready.
-    fn new(world: &World) -> Self {
-        Self::of(world, |condition| condition.type_ == "Ready" && condition.status == "True")
-    }
-
-    /// That of this main condition.
-    fn of(world: &World, wanted: fn(&Condition) -> bool) -> Self {
-        let all: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
-        let seen = all.clone();
-        let mut events = watcher(world.tunnels(), watcher::Config::default()).default_backoff().boxed();
-        let watch = tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                let Ok(watcher::Event::Apply(tunnel) | watcher::Event::InitApply(tunnel)) = event else { continue };
-                if let (true, Some(name)) = (main_condition(&tunnel).is_some_and(wanted), tunnel.metadata.name) {
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert_with(Instant::now);
-                }
-            }
-        });
-        Self { seen: all, watch }
-    }
-
-    /// Those that are in it.
-    fn all(&self) -> HashMap<String, Instant> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    async fn until(&self, name: &str) -> Instant {
-        let begun = Instant::now();
-        loop {
-            if let Some(at) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
-                return *at;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{name} never becomes Ready");
-            sleep(Duration::from_micros(200)).await;
-        }
-    }
-
-    async fn until_all(&self, count: usize) {
-        let begun = Instant::now();
-        while self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() < count {
-            assert!(begun.elapsed() < PATIENCE, "they never come into the state");
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl Drop for Sight {
-    fn drop(&mut self) {
-        self.watch.abort();
-    }
 }
 
 /// A phase, as it was measured. What it does not have is `null`.
