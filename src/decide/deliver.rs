@@ -2,7 +2,7 @@
 
 use super::Case;
 use super::secrets::SecretState;
-use crate::memory::{Answer, AnswerOf};
+use crate::memory::{Answer, AnswerOf, CLAIM_LIMIT};
 use crate::read::Goal;
 use crate::record::{Change, Opening, Phase};
 use crate::step::{Refusal, Report, Step};
@@ -11,10 +11,11 @@ use crate::whose::{Whose, whose};
 use opentunnel_api::Reason;
 
 impl Case<'_> {
-    /// An answer is judged against the object as it is now, not as it was when the call left. `None`: its tunnel is for
-    /// [`Case::delete`] to close.
+    /// A late answer is judged against the object as it is then, not as it was when the call left. One that comes in
+    /// time needs no read: the status is written on the version that was claimed, or not at all. `None`: its tunnel is
+    /// for [`Case::delete`] to close.
     pub(super) fn judge(&self, answer: &Answer) -> Option<Step> {
-        if !self.view.gone && self.view.read_at.is_none_or(|at| at < answer.at) {
+        if !self.view.gone && self.view.read_at.is_none_or(|at| at + CLAIM_LIMIT < answer.at) {
             return Some(Step::Read);
         }
         match &answer.of {

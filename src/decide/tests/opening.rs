@@ -137,8 +137,10 @@ table! {
 
 // The answer of OpenTunnel, judged against the object as it is then.
 table! {
-    an_answer_is_judged_on_a_fresh_read: claimed(0).opened(Some(MONO - 2)) => Read,
+    an_answer_that_came_late_is_judged_on_a_fresh_read: claimed(0).opened(Some(MONO - 7)) => Read,
     then_the_secret_is_written: claimed(0).opened(Some(MONO))
+        => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
+    one_that_came_in_time_needs_none: claimed(0).opened(Some(MONO - 6))
         => WriteSecret { secret, generation: 1, .. } if secret.name == "sensor-tokens",
     tokens_that_the_api_server_does_not_take_are_reported_after_5_s: refused_secret(None)
         => Record(Change::Report(Report { reason: Reason::Opening, message })) if message.contains("forbidden"),
