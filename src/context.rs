@@ -15,14 +15,22 @@ use jiff::Timestamp;
 use opentunnel_api::{Tunnel, TunnelState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 /// The namespaces in which the API server has taken a token Secret of this process, and when it did last: what it would
 /// refuse need not be found out by a trial there.
 #[derive(Default)]
-pub struct TakesSecrets(Mutex<HashMap<String, Mono>>);
+pub struct TakesSecrets(Mutex<HashMap<String, InNamespace>>);
+
+#[derive(Default)]
+struct InNamespace {
+    /// When it has taken one last, since it has refused one.
+    taken: Option<Mono>,
+    /// Held by a Tunnel that finds it out by a trial.
+    asking: Arc<tokio::sync::Mutex<()>>,
+}
 
 /// How long it counts that the API server has taken a token Secret.
 const TAKEN_LIMIT: Duration = Duration::from_secs(3600);
@@ -30,17 +38,34 @@ const TAKEN_LIMIT: Duration = Duration::from_secs(3600);
 impl TakesSecrets {
     /// It has taken one, or has refused one.
     pub fn tell(&self, namespace: &str, taken: bool, now: Mono) {
-        let mut namespaces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken {
-            true => drop(namespaces.insert(namespace.to_owned(), now)),
-            false => drop(namespaces.remove(namespace)),
-        }
+        self.lock().entry(namespace.to_owned()).or_default().taken = taken.then_some(now);
     }
 
     /// Whether it has taken one a short time ago.
     pub fn in_namespace(&self, namespace: &str, now: Mono) -> bool {
-        let namespaces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        namespaces.get(namespace).is_some_and(|at| now < *at + TAKEN_LIMIT)
+        self.taken(namespace).is_some_and(|at| now < at + TAKEN_LIMIT)
+    }
+
+    /// When it has taken one last.
+    pub fn taken(&self, namespace: &str) -> Option<Mono> {
+        self.lock().get(namespace)?.taken
+    }
+
+    /// Of many Tunnels of a namespace that are to ask at once, the first one asks for all of them. `None`: it has asked
+    /// meanwhile, and its answer is here.
+    pub async fn ask(&self, namespace: &str) -> Option<OwnedMutexGuard<()>> {
+        let asking = self.lock().entry(namespace.to_owned()).or_default().asking.clone();
+        match asking.clone().try_lock_owned() {
+            Ok(first) => Some(first),
+            Err(_) => {
+                drop(asking.lock().await);
+                None
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, InNamespace>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -171,5 +196,22 @@ mod tests {
         assert!(takes.in_namespace("a", at(3610)), "it counts from the last time");
         takes.tell("a", false, at(3620));
         assert!(!takes.in_namespace("a", at(3620)), "a refusal ends it");
+    }
+
+    #[tokio::test]
+    async fn the_first_of_a_namespace_asks_and_the_others_wait_for_its_answer() {
+        let takes = TakesSecrets::default();
+        let first = takes.ask("a").await.expect("nobody asks");
+        assert!(takes.ask("b").await.is_some(), "another namespace's answer is none of it");
+        let others = futures::future::join(takes.ask("a"), takes.ask("a"));
+        let answer = async {
+            tokio::task::yield_now().await;
+            takes.tell("a", true, Mono::default());
+            drop(first);
+        };
+        let (others, ()) = futures::future::join(others, answer).await;
+        assert!(others.0.is_none() && others.1.is_none());
+        assert_eq!(takes.taken("a"), Some(Mono::default()));
+        assert!(takes.ask("a").await.is_some(), "it is asked again");
     }
 }

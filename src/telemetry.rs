@@ -37,8 +37,10 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
         }
         LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed(),
     };
+    // For all, and not for the lines alone: a span that nobody writes is not made. kube polls each reconcile under way
+    // whenever one of them wakes, and would enter its span each time.
     let ours = tracing_subscriber::filter::filter_fn(may_be_logged);
-    tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).init();
+    tracing_subscriber::registry().with(lines).with(filter).with(ours).init();
     std::panic::set_hook(Box::new(|panic| log_panic(panic.payload(), panic.location())));
     Ok(())
 }

@@ -30,10 +30,15 @@ use tokio::sync::{mpsc, watch};
 /// A watch that the API server does not end by then is taken for dead (5 s later).
 pub const WATCH_SECONDS: u32 = 30;
 
-/// Reconciles at once, each of which takes some kB; more wait. With AWS's default quotas there are fewer calls in flight,
-/// for which a reconcile may wait as long as `--aws-timeout`. With `--open-rate 50`, and an AWS that takes 10 s to answer,
-/// this is the bound.
-const RECONCILES: u16 = 500;
+/// Objects in a page of a list. A page is in memory as a whole, in several forms: kube's pages of 500 are what a start
+/// takes most memory for. (A streaming list would need no page, but kube asks for one from resourceVersion 0: a cache may
+/// answer it from the past, and what a list shows is the proof that nothing was missed.)
+const PAGE: u32 = 100;
+
+/// Reconciles at once; more wait. Each takes some kB, and kube polls all of them whenever one wakes. With AWS's default
+/// quotas there are fewer calls in flight, for which a reconcile may wait as long as `--aws-timeout`. With `--open-rate 50`,
+/// and an AWS that takes 4 s to answer, this is the bound.
+const RECONCILES: u16 = 200;
 
 /// Takes in what a watch shows before a reconcile sees it.
 struct Intake {
@@ -199,7 +204,7 @@ impl Watch {
             told: HashMap::new(),
         };
         let (listed, synced) = watch::channel(false);
-        let config = watcher::Config::default().timeout(WATCH_SECONDS);
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let stream = relist::relisting(move || watcher(api.clone(), config.clone()))
             .backoff(relist::Pauses::default())
             .filter_map(move |event| {

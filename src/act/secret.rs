@@ -40,8 +40,15 @@ impl Act<'_> {
         }
     }
 
-    /// Asks whether a Secret would be taken (`dryRun`).
+    /// Asks whether a Secret would be taken (`dryRun`). Before an opening, one answer counts for all Tunnels of the
+    /// namespace: of those that come at once, the first asks, and if it is refused, each of the others for itself.
     pub(super) async fn try_create(&self, wanted: &SecretSpec) -> Result<Outcome, Error> {
+        let (takes, namespace) = (&self.ctx.takes_secrets, &self.object.key.namespace);
+        let (opening, began) = (!self.object.record.phase().is_open(), self.ctx.clock.mono());
+        let _first = if opening { takes.ask(namespace).await } else { None };
+        if opening && takes.taken(namespace) >= Some(began) {
+            return Ok(Outcome::Tried(None));
+        }
         let secret = prepared(self.object, wanted, Secret::default());
         let (api, params) = (self.secrets_api(), params(true));
         let tried =

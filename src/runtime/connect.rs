@@ -17,7 +17,7 @@ use crate::read::Key;
 use crate::surplus::Surplus;
 use crate::watch::owned::OwnedSecrets;
 use crate::watch::{self, WATCH_SECONDS};
-use futures::future::OptionFuture;
+use futures::future::{OptionFuture, try_join};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -46,7 +46,7 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     let kubernetes = Kubernetes::new(config, Duration::from_secs(WATCH_SECONDS.into()))
         .map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     let client = &kubernetes.client;
-    check_crd(client, &server).await?;
+    let crd = check_crd(client, &server);
     let secrets = OptionFuture::from(flags.watch_secrets.then(|| check_secrets(client, &flags.watch_namespace)));
     let election = OptionFuture::from(flags.leader_elect.then(|| Election::from_env(client)));
     let cluster = async {
@@ -57,7 +57,8 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     };
     let aws = Aws::from_env(flags.aws_timeout, metrics.clone());
     // At once, because each is a way to somebody else; what is told is what has to be put right first.
-    let (secrets, election, cluster, aws) = tokio::join!(secrets, election, cluster, aws);
+    let others = async { Ok(tokio::join!(secrets, election, cluster, aws)) };
+    let ((), (secrets, election, cluster, aws)) = try_join(crd, others).await?;
     secrets.transpose()?;
     let (election, cluster, aws) = (election.transpose()?, cluster?, aws.map_err(|e| e.to_string())?);
     let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);

@@ -3,7 +3,7 @@
 
 use super::owned::SecretName;
 use super::relist::relisting;
-use super::{WATCH_SECONDS, stopped};
+use super::{PAGE, WATCH_SECONDS, stopped};
 use crate::context::Context;
 use crate::read::Key;
 use futures::StreamExt;
@@ -35,7 +35,7 @@ pub(super) fn start(
         None => Api::all(ctx.kubernetes.client.clone()),
     };
     let (synced, told) = watch::channel(false);
-    let config = Config::default().timeout(WATCH_SECONDS).labels(&selector());
+    let config = Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(&selector());
     let run = async move {
         let mut listed = HashSet::new();
         let events = relisting(move || watcher(api.clone(), config.clone()));

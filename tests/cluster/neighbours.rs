@@ -223,15 +223,20 @@ async fn what_a_policy_refuses_is_not_paid_for() {
 
 #[tokio::test]
 async fn the_dry_run_is_made_once_for_a_namespace() {
+    const BACKLOG: usize = 20;
     let world = World::new().await;
+    // The operator looks at all of a backlog at once.
+    let manifests: Vec<_> = (0..BACKLOG).map(|n| PLAIN.replace("plain", &format!("t{n}"))).collect();
+    world.apply(&manifests.join("\n---\n")).await;
     let _operator = world.operator().await;
-    for name in ["a", "b", "c"] {
-        world.apply(&PLAIN.replace("plain", name)).await;
-        world.wait_ready(name).await;
+    for n in 0..BACKLOG {
+        world.wait_ready(&format!("t{n}")).await;
     }
+    world.apply(&PLAIN.replace("plain", "later")).await;
+    world.wait_ready("later").await;
     let creates: Vec<String> = world.writes().await.iter().map(ToString::to_string).collect();
     let creates = creates.iter().filter(|write| write.starts_with("create secrets")).count();
-    assert_eq!(creates, 4, "three Secrets, and one trial");
+    assert_eq!(creates, BACKLOG + 2, "a Secret each, and one trial");
 }
 
 #[tokio::test]

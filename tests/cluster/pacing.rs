@@ -2,9 +2,9 @@
 
 use crate::support::namespace::{Namespace, main_condition};
 use crate::support::{LIMIT, World};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use opentunnel_api::{Tunnel, TunnelSpec};
 use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation, Quotas};
 use std::collections::HashSet;
@@ -14,16 +14,19 @@ fn open_calls(world: &World) -> Vec<Call> {
     world.aws.calls().into_iter().filter(|c| c.operation == "OpenTunnel").collect()
 }
 
-/// Five Tunnels in each of five namespaces.
-async fn apply_25(world: &World, others: &[Namespace]) {
-    let create = |namespace: &Namespace, number: usize| {
+/// Tunnels t0, t1, … in a namespace.
+async fn apply(namespace: &Namespace, count: usize) {
+    let creates = (0..count).map(|number| {
         let api = namespace.tunnels();
         let tunnel = Tunnel::new(&format!("t{number}"), TunnelSpec::default());
         async move { api.create(&PostParams::default(), &tunnel).await.map(drop) }
-    };
-    let namespaces = std::iter::once(&**world).chain(others);
-    let creates = namespaces.flat_map(|namespace| (0..5).map(move |number| create(namespace, number)));
+    });
     try_join_all(creates).await.expect("they are accepted");
+}
+
+/// Five Tunnels in each of five namespaces.
+async fn apply_25(world: &World, others: &[Namespace]) {
+    join_all(std::iter::once(&**world).chain(others).map(|namespace| apply(namespace, 5))).await;
 }
 
 async fn four_more() -> Vec<Namespace> {
@@ -70,6 +73,57 @@ async fn twenty_five_tunnels_against_one_open_tunnel_a_second_all_get_through_in
         let turns: HashSet<_> = five.iter().map(namespace).collect();
         assert_eq!(turns.len(), 5, "each namespace has its turn: {turns:?}");
     }
+}
+
+#[tokio::test]
+async fn a_crowd_in_one_namespace_holds_up_no_other_namespace_and_no_deletion() {
+    const CROWD: usize = 150;
+    let world = World::new().await;
+    let other = Namespace::new().await;
+    let watched = watched(&world, std::slice::from_ref(&other));
+    let settings = world.settings().flag("--open-rate", "4").flag("--watch-namespace", &watched);
+    apply(&world, CROWD).await;
+    let _operator = world.operator_with(&settings).await;
+    let opened = |count| world.aws.wait_calls(move |c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= count);
+    timeout(LIMIT, opened(1)).await.expect("the crowd is being opened");
+    let before = open_calls(&world).len();
+    apply(&other, 3).await;
+    for name in ["t0", "t1", "t2"] {
+        other.wait_ready(name).await;
+    }
+    let turns = open_calls(&world).len() - before;
+    println!("figure: fairness, 3 Tunnels of another namespace than {CROWD} | open after {turns} openings");
+    // Every second turn is theirs. Those that were given ahead are gone: at most 2 s of them, and as many while the
+    // three are created and Ready is told.
+    assert!(turns <= 6 + 16, "{turns} openings, three of them their own");
+
+    // The first of the crowd is open by now, and its deletion does not wait for the last.
+    let tunnels = world.tunnels().list(&ListParams::default()).await.expect("a list");
+    let open = tunnels.into_iter().find(|t| main_condition(t).is_some_and(|c| c.reason == "Open")).expect("one");
+    let name = open.metadata.name.expect("a name");
+    world.delete(&name).await;
+    world.wait_no_tunnel(&name).await;
+    assert!(open_calls(&world).len() < CROWD + 3, "the crowd waits still");
+}
+
+#[tokio::test]
+async fn a_crowd_that_waits_for_room_writes_why_once_each_and_nothing_more() {
+    const CROWD: usize = 20;
+    let world = World::new().await;
+    world.aws.set_quotas(&Quotas::none().max_open_tunnels(0));
+    let _operator = world.operator().await;
+    apply(&world, CROWD).await;
+    for n in 0..CROWD {
+        world.wait_condition(&format!("t{n}"), ("Ready", "False", "LimitExceeded")).await;
+        world.wait_event(&format!("t{n}"), "Warning LimitExceeded").await;
+    }
+    let before = (world.writes().await.len(), open_calls(&world).len());
+    let more = world.aws.wait_calls(|c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= before.1 + 3);
+    timeout(LIMIT, more).await.expect("it is tried again");
+    let writes = world.writes().await;
+    // Its creation, why it waits, and the Event, each; the claims of those whose call had left; one trial of a Secret.
+    assert!(writes.len() <= 4 * CROWD + 1, "{} writes", writes.len());
+    assert_eq!(writes.len(), before.0, "{:#?}", &writes[before.0..]);
 }
 
 #[tokio::test]
