@@ -198,7 +198,9 @@ async fn work(
         ctx.metrics.go_live(move || scrape::snapshot(&scraped.0, &scraped.1));
         ready.store(true, Ordering::Relaxed);
         tracing::info!(region = ctx.account.aws.region(), cluster_id = ctx.account.cluster, "ready");
-        tokio::time::sleep(GATHER).await;
+        if watches.iter().any(|watch| !watch.tunnels().is_empty()) {
+            tokio::time::sleep(GATHER).await;
+        }
         // A replica that does not lead takes no tickets; but it finishes what it has in hand.
         tokio::join!(lead(&ctx, &watches, started), ctx.account.run());
     };

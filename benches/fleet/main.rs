@@ -234,8 +234,9 @@ impl Run {
         }
     }
 
-    /// The requests that an opening takes, made one after the other by a plain loop; how long each took to Ready.
-    async fn floor(&self) -> Vec<Duration> {
+    /// The requests that an opening takes, and its creation, made by a plain loop for `count` Tunnels, `at_once` of them at
+    /// a time; how long each took to Ready.
+    async fn floor(&self, name: &'static str, count: usize, at_once: usize) -> Phase {
         let client = client(&self.identity.kubeconfig).await;
         let tunnels: Api<Tunnel> = Api::namespaced(client.clone(), &self.world.name);
         let secrets: Api<Secret> = Api::namespaced(client, &self.world.name);
@@ -244,8 +245,7 @@ impl Run {
         let config = config.credentials_provider(credentials).endpoint_url(self.world.aws.endpoint()).build();
         let (aws, sight) = (aws_sdk_iotsecuretunneling::Client::from_conf(config), Sight::new(&self.world));
         let (patch, post) = (PatchParams::default(), PostParams::default());
-        let mut times = Vec::new();
-        for n in 0..ONE_BY_ONE {
+        let open = async |n: usize| {
             let (name, begun) = (format!("floor-{n}"), Instant::now());
             self.create(&name).await;
             let claim =
@@ -263,18 +263,29 @@ impl Run {
             });
             let status = json!({"status": {"tunnelId": tunnel.tunnel_id, "conditions": [condition]}});
             tunnels.patch_status(&name, &patch, &Patch::Merge(&status)).await.expect("it may");
-            times.push(sight.until(&name).await - begun);
+            let time = sight.until(&name).await - begun;
+            (time, name, tunnel.tunnel_id)
+        };
+        let begun = Instant::now();
+        let opened: Vec<_> = stream::iter(0..count).map(open).buffer_unordered(at_once).collect().await;
+        let wall = begun.elapsed();
+        let mut times = Vec::new();
+        for (time, name, tunnel) in opened {
+            times.push(time);
             secrets.delete(&format!("{name}-tokens"), &DeleteParams::default()).await.expect("it is there");
-            aws.close_tunnel().set_tunnel_id(tunnel.tunnel_id).send().await.expect("it is open");
+            aws.close_tunnel().set_tunnel_id(tunnel).send().await.expect("it is open");
         }
         self.delete_all().await;
-        times
+        let mut all = percentiles(times);
+        all.insert("wall".into(), json!(wall.as_secs_f64()));
+        Phase(name, all)
     }
 
     /// All phases.
     async fn go(&mut self, count: usize, rest: Duration) {
-        let floor = self.floor().await;
-        self.phases.push(Phase("floor: the same requests by a plain loop", percentiles(floor)));
+        let floor = self.floor("floor: the same requests by a plain loop", ONE_BY_ONE, 1).await;
+        let crowd = self.floor("floor: the same for all, 32 at a time", count, 32).await;
+        self.phases.extend([floor, crowd]);
         self.requests().await;
         self.calls = self.world.aws.calls().len();
         let openings = self.openings();
@@ -310,7 +321,15 @@ impl Run {
         self.note("all deleted", &operator, &since, Vec::new()).await;
         operator.terminate().await;
 
+        let sight = Sight::new(&self.world);
+        let since = self.since(None);
         let (operator, _) = self.start().await;
+        let begun = Instant::now();
+        self.create("first").await;
+        let time = sight.until("first").await - begun;
+        self.note("the first, as soon as it is ready", &operator, &since, vec![time]).await;
+        drop(sight);
+        self.delete_all().await;
         let full = Fault::new(Operation::OpenTunnel, FaultKind::LimitExceeded).times(u32::MAX);
         self.world.aws.set_faults([full].into_iter().chain(self.late()));
         let sight = Sight::of(&self.world, |condition| condition.reason == "LimitExceeded");
@@ -375,7 +394,7 @@ impl Run {
         self.delete_all().await;
         self.note("all deleted, the second time", &operator, &since, Vec::new()).await;
         let opened = self.openings() - openings;
-        assert_eq!(opened, ONE_BY_ONE + 2 * count, "OpenTunnel is called once for each");
+        assert_eq!(opened, ONE_BY_ONE + 1 + 2 * count, "OpenTunnel is called once for each");
         operator.terminate().await;
     }
 

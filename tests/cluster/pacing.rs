@@ -84,7 +84,8 @@ async fn a_crowd_in_one_namespace_holds_up_no_other_namespace_and_no_deletion() 
     let settings = world.settings().flag("--open-rate", "4").flag("--watch-namespace", &watched);
     apply(&world, CROWD).await;
     let _operator = world.operator_with(&settings).await;
-    let opened = |count| world.aws.wait_calls(move |c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= count);
+    let opened =
+        |count| world.aws.wait_calls(move |c| c.iter().filter(|c| c.operation == "OpenTunnel").count() >= count);
     timeout(LIMIT, opened(1)).await.expect("the crowd is being opened");
     let before = open_calls(&world).len();
     apply(&other, 3).await;
