@@ -172,7 +172,7 @@ impl Context {
     pub fn gone(&self, key: &Key, memory: Option<Memory>) {
         self.account.forget(key);
         self.things.lose(&key.uid);
-        let answer = memory.and_then(|memory| memory.into_inner().answer);
+        let answer = memory.and_then(|memory| memory.into_inner().answer).map(|answer| *answer);
         if let Some(Answer { of: AnswerOf::Open(attempt), tunnel, .. }) = answer {
             self.account.close_surplus(Surplus { key: key.clone(), attempt, tunnel });
         }

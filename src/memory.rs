@@ -45,8 +45,8 @@ pub struct Remembered {
     pub ending: Ending,
     /// Tunnels that are this Tunnel's according to AWS: this process opened them, or has seen their owner tag.
     pub owned: Vec<TunnelRef>,
-    /// An answer with tokens that are not yet in the Secrets.
-    pub answer: Option<Answer>,
+    /// An answer with tokens that are not yet in the Secrets. In a box, because most of the time there is none.
+    pub answer: Option<Box<Answer>>,
     /// What failed.
     pub backoff: Backoff,
 }

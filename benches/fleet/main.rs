@@ -225,10 +225,14 @@ impl Run {
 
     /// Deletes them all; returns once they are gone.
     async fn delete_all(&self) {
-        self.world.tunnels().delete_collection(&DeleteParams::default(), &ListParams::default()).await.expect("it may");
         let begun = Instant::now();
+        let (tunnels, all) = (self.world.tunnels(), ListParams::default());
+        // Of thousands it takes longer than the minute that the API server has for a request.
+        while tunnels.delete_collection(&DeleteParams::default(), &all).await.is_err() {
+            assert!(begun.elapsed() < PATIENCE, "they cannot be deleted");
+        }
         let one = ListParams::default().limit(1);
-        while !self.world.tunnels().list_metadata(&one).await.expect("an answer").items.is_empty() {
+        while !tunnels.list_metadata(&one).await.expect("an answer").items.is_empty() {
             assert!(begun.elapsed() < PATIENCE, "they never go");
             sleep(Duration::from_millis(100)).await;
         }

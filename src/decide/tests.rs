@@ -272,7 +272,7 @@ impl Given {
         self.with(|s| {
             let (at, wall) = (mono(MONO - 1), wall(WALL));
             let (tunnel, tokens, written) = (super::tests::tunnel("t1"), both(), vec![]);
-            s.memory.answer = Some(Answer { of, tunnel, tokens, opened_with: None, at, wall, written });
+            s.memory.answer = Some(Box::new(Answer { of, tunnel, tokens, opened_with: None, at, wall, written }));
             s.memory.owned = vec![super::tests::tunnel("t1")];
             s.memory.opening.doubt = Some(mono(MONO - 2));
             s.read_at = read_at;

@@ -122,7 +122,7 @@ impl Learner<'_> {
         self.memory.backoff.failure = None;
         let (at, wall) = (self.now.mono, self.now.wall);
         let (tunnel, written) = (tunnel.clone(), Vec::new());
-        self.memory.answer = Some(Answer { of, tunnel, tokens, opened_with: None, at, wall, written });
+        self.memory.answer = Some(Box::new(Answer { of, tunnel, tokens, opened_with: None, at, wall, written }));
     }
 
     /// TagResource or UntagResource has ended, for tags that the spec names or named.
@@ -341,7 +341,8 @@ impl Learner<'_> {
     /// Drops new tokens that cannot be kept: they come by another rotation.
     fn drop_new_tokens(&mut self) {
         let memory = &mut self.memory;
-        if let Some(Answer { of: AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation), .. }) = memory.answer {
+        let of = memory.answer.as_ref().map(|answer| &answer.of);
+        if let Some(&(AnswerOf::Rotate(generation) | AnswerOf::Secrets(generation))) = of {
             memory.answer = None;
             if let Some(rotation) = memory.rotating.own.as_mut().filter(|r| r.generation == generation) {
                 rotation.stage = RotationStage::Lost;

@@ -3,7 +3,7 @@
 
 use crate::read::Key;
 use opentunnel_api::SecretStatus;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A Secret's namespace and name.
@@ -16,9 +16,9 @@ pub struct OwnedSecrets(Mutex<Index>);
 #[derive(Default)]
 struct Index {
     secrets: HashMap<SecretName, Secret>,
-    /// Names of Secrets, by their Tunnel's namespace and UID: an ownerReference to a Tunnel of another
+    /// Names of Secrets, sorted, by their Tunnel's namespace and UID: an ownerReference to a Tunnel of another
     /// namespace does not count.
-    names: HashMap<(String, String), BTreeSet<String>>,
+    names: HashMap<(String, String), Vec<String>>,
     /// Tunnels that wait until a Secret of somebody else's is gone.
     waiting: HashMap<SecretName, HashSet<Key>>,
     /// Watches (by namespace; `None`: of all) that have failed, or are being listed: what they showed proves nothing.
@@ -39,7 +39,11 @@ impl OwnedSecrets {
         let mut known = self.lock();
         let before = known.remove(&name);
         if let Some(owner) = &owner {
-            known.names.entry(of(owner)).or_default().insert(name.1.clone());
+            let names = known.names.entry(of(owner)).or_default();
+            if let Err(place) = names.binary_search(&name.1) {
+                names.reserve_exact(1);
+                names.insert(place, name.1.clone());
+            }
         }
         let changed = before.as_ref().is_none_or(|before| before.version != version);
         let before_read = before.as_ref().and_then(|before| before.read.clone());
@@ -112,7 +116,7 @@ impl OwnedSecrets {
 
     /// The names of a Tunnel's own Secrets.
     pub fn names(&self, key: &Key) -> Vec<String> {
-        self.lock().names.get(&of(key)).into_iter().flatten().cloned().collect()
+        self.lock().names.get(&of(key)).cloned().unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {
@@ -130,7 +134,7 @@ impl Index {
         if let Some(owner) = &secret.owner
             && let Some(names) = self.names.get_mut(&of(owner))
         {
-            names.remove(&name.1);
+            names.retain(|owned| *owned != name.1);
             if names.is_empty() {
                 self.names.remove(&of(owner));
             }

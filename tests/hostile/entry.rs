@@ -80,7 +80,7 @@ pub fn any_secret(value: Value, seed: u64) -> Option<bool> {
     let data = secrets::data(wanted.mode, &answer.tokens, &answer.tunnel.id, "us-east-1");
     let sha256 = secrets::sha256(&data);
     let mut memory = remembered(&mut dice, &object);
-    memory.answer = Some(answer);
+    memory.answer = Some(Box::new(answer));
     let facts = SecretFacts {
         name: wanted.name.clone(),
         found: Some(found),
@@ -355,7 +355,7 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
         },
         ending: Ending { closed: ids(dice), foreign: ids(dice), ..Ending::default() },
         owned: dice.maybe(|dice| tunnel_ref(dice, object)).into_iter().collect(),
-        answer: dice.maybe(|dice| answer(dice, object)),
+        answer: dice.maybe(|dice| Box::new(answer(dice, object))),
         backoff: Backoff {
             failure: dice.maybe(|dice| Failure {
                 reason: dice.of(&[Reason::AwsUnavailable, Reason::AccessDenied, Reason::InvalidRequest]),

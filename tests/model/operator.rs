@@ -284,7 +284,7 @@ fn secret_facts(reconcile: &Reconcile, view: &View, memory: &Memory, rules: &Rul
     let owned = (0..3_u8).filter(|n| all[usize::from(*n)].as_ref().is_some_and(|s| s.owner == Some(uid)));
     let fact = |name: String| {
         let wanted = object.spec.secrets.iter().find(|s| s.name == name);
-        let answer = memory.answer.as_ref().zip(wanted);
+        let answer = memory.answer.as_deref().zip(wanted);
         let secret = all[usize::from(number(&name))].as_ref();
         let believed = rules.believes_leftovers && secret.is_some_and(|secret| secret.leftover);
         let owner = |secret: &Secret| if believed || rules.foreign_is_ours { Some(uid) } else { secret.owner };
@@ -419,7 +419,7 @@ impl Mem {
                 foreign: ids(&self.foreign),
             },
             owned: self.owned.iter().map(|n| tunnel(*n)).collect(),
-            answer: self.answer.as_ref().map(answer),
+            answer: self.answer.as_ref().map(|held| Box::new(answer(held))),
             backoff: Backoff {
                 failure: self.failure.map(failure),
                 trial: self.trial.map(|age| Trial { at: at(age), refused: None }),
@@ -467,7 +467,7 @@ impl Mem {
             opens: real.opening.since.map(age),
             unfinished: real.rotating.unfinished.map(|(generation, since)| (small(generation), age(since))),
             rotation: real.rotating.own.map(rotation),
-            answer: real.answer.map(answer),
+            answer: real.answer.map(|held| answer(*held)),
             // A dry-run answer counts for 5 s.
             trial: real.backoff.trial.map(|t| age(t.at)).filter(|age| *age == 0),
             late_rotation: real.rotating.late.map(small),

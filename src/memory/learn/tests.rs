@@ -101,6 +101,7 @@ fn rotation(stage: RotationStage) -> Option<Rotation> {
 
 /// Something of everything.
 fn full(answer: Option<Answer>) -> Remembered {
+    let answer = answer.map(Box::new);
     Remembered {
         opening: Opening { claim: None, attempt: Some(attempt()), doubt: Some(mono(900)), since: None },
         rotating: Rotating { own: rotation(RotationStage::Doubt(mono(990))), late: Some(3), ..Rotating::default() },
