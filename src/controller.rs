@@ -53,6 +53,9 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
     for _ in 0..MAX_STEPS {
         let standing = ctx.standing();
         sight.view.wiped = wiped;
+        if ctx.memories.take_edited(&key) {
+            sight.view.read_at = None;
+        }
         kept.memory.see(&sight.view, standing, ctx.clock.now());
         // A replica that does not lead reads no Secrets for what it will not do anyhow.
         if standing == Standing::Finishes && !kept.memory.is_in_hand(&sight.view.object) {

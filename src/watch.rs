@@ -37,8 +37,8 @@ const PAGE: u32 = 100;
 
 /// Reconciles at once; more wait. Each takes some kB, and kube polls all of them whenever one wakes. With AWS's default
 /// quotas there are fewer calls in flight, for which a reconcile may wait as long as `--aws-timeout`. With `--open-rate 50`,
-/// and an AWS that takes 4 s to answer, this is the bound.
-const RECONCILES: u16 = 200;
+/// and an AWS that takes 8 s to answer, this is the bound: up to 100 more wait for the departure of their call.
+const RECONCILES: u16 = 500;
 
 /// Takes in what a watch shows before a reconcile sees it.
 struct Intake {
@@ -138,10 +138,12 @@ impl Intake {
         let Ok(key) = Key::of(&tunnel.metadata) else { return };
         let now = Traces::of(tunnel);
         let before = self.store.get(&ObjectRef::from_obj(tunnel)).filter(|t| t.uid() == tunnel.uid());
-        // A reconcile may wait for the departure of its call: a turn that was given for what the spec was is not used.
+        // A reconcile may wait for the departure of its call: a turn that was given for what the spec was is not used. Or
+        // it waits for the answer, which is judged on what the spec is.
         let edited = before.as_ref().is_some_and(|before| before.metadata.generation != tunnel.metadata.generation);
         if edited || tunnel.metadata.deletion_timestamp.is_some() {
             self.ctx.account.pacers.lane(Lane::Open).withdraw(&key);
+            self.ctx.memories.edit(&key);
         }
         let before = before.map_or_else(Traces::default, |before| Traces::of(&before));
         if (before.finalizer && !now.finalizer) || (before.claim && !now.claim) || (before.tunnel && !now.tunnel) {

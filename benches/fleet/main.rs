@@ -230,6 +230,7 @@ impl Run {
         // Of thousands it takes longer than the minute that the API server has for a request.
         while tunnels.delete_collection(&DeleteParams::default(), &all).await.is_err() {
             assert!(begun.elapsed() < PATIENCE, "they cannot be deleted");
+            sleep(Duration::from_millis(100)).await;
         }
         let one = ListParams::default().limit(1);
         while !tunnels.list_metadata(&one).await.expect("an answer").items.is_empty() {
@@ -334,6 +335,8 @@ impl Run {
         self.note("the first, as soon as it is ready", &operator, &since, vec![time]).await;
         drop(sight);
         self.delete_all().await;
+        self.requests().await;
+        self.calls = self.world.aws.calls().len();
         let full = Fault::new(Operation::OpenTunnel, FaultKind::LimitExceeded).times(u32::MAX);
         self.world.aws.set_faults([full].into_iter().chain(self.late()));
         let sight = Sight::of(&self.world, |condition| condition.reason == "LimitExceeded");

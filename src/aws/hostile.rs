@@ -8,7 +8,7 @@ use axum::response::Response;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::Mutex;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 
 /// Stands in every token that the server gives.
 const CANARY: &str = "CANARYcanary0123456789";
@@ -117,8 +117,8 @@ fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
     let log = Written::default();
     let writer = log.clone();
     let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
-    let lines = lines.with_filter(tracing_subscriber::filter::filter_fn(crate::telemetry::may_be_logged));
-    let outcome = tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), run);
+    let ours = tracing_subscriber::filter::filter_fn(crate::telemetry::may_be_logged);
+    let outcome = tracing::subscriber::with_default(tracing_subscriber::registry().with(lines).with(ours), run);
     (outcome, log.text())
 }
 

@@ -16,6 +16,8 @@ struct Entry {
     kept: Option<Box<Kept>>,
     /// Something may have been wiped from it unseen, since a reconcile last looked.
     wiped: bool,
+    /// It was edited or deleted since a reconcile last looked.
+    edited: bool,
     errors: u32,
 }
 
@@ -42,6 +44,7 @@ impl Memories {
         self.lock().entry(key).or_insert_with(|| Entry {
             kept: Some(Box::new(Kept::new(untouched, now))),
             wiped: false,
+            edited: false,
             errors: 0,
         });
     }
@@ -51,6 +54,18 @@ impl Memories {
         if let Some(entry) = self.lock().get_mut(key) {
             entry.wiped = true;
         }
+    }
+
+    /// Somebody has edited or deleted it: what a reconcile has read of it is old.
+    pub fn edit(&self, key: &Key) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.edited = true;
+        }
+    }
+
+    /// Whether it was edited or deleted since this was last asked.
+    pub fn take_edited(&self, key: &Key) -> bool {
+        self.lock().get_mut(key).is_some_and(|entry| std::mem::take(&mut entry.edited))
     }
 
     /// The watch was interrupted: whatever was written to these Tunnels meanwhile may be wiped again.

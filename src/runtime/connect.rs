@@ -46,7 +46,6 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
     let kubernetes = Kubernetes::new(config, Duration::from_secs(WATCH_SECONDS.into()))
         .map_err(|e| format!("the Kubernetes configuration cannot be used: {e}"))?;
     let client = &kubernetes.client;
-    let crd = check_crd(client, &server);
     let secrets = OptionFuture::from(flags.watch_secrets.then(|| check_secrets(client, &flags.watch_namespace)));
     let election = OptionFuture::from(flags.leader_elect.then(|| Election::from_env(client)));
     let cluster = async {
@@ -56,9 +55,14 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
         }
     };
     let aws = Aws::from_env(flags.aws_timeout, metrics.clone());
-    // At once, because each is a way to somebody else; what is told is what has to be put right first.
-    let others = async { Ok(tokio::join!(secrets, election, cluster, aws)) };
-    let ((), (secrets, election, cluster, aws)) = try_join(crd, others).await?;
+    // At once, because each is a way to somebody else; what is told is what has to be put right first. Rights are asked for
+    // once, so the API server has to answer by then.
+    let checked = async {
+        check_crd(client, &server).await?;
+        Ok::<_, String>(tokio::join!(secrets, election))
+    };
+    let others = async { Ok(tokio::join!(cluster, aws)) };
+    let ((secrets, election), (cluster, aws)) = try_join(checked, others).await?;
     secrets.transpose()?;
     let (election, cluster, aws) = (election.transpose()?, cluster?, aws.map_err(|e| e.to_string())?);
     let leader = election.as_ref().map_or_else(Leadership::always, Election::leadership);

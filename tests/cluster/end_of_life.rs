@@ -2,7 +2,9 @@
 
 use crate::support::namespace::status;
 use crate::support::{LIMIT, World};
+use kube::api::{ListParams, Patch, PatchParams};
 use secure_tunneling_emulator::{Fault, FaultKind, Operation, TunnelStatus};
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -50,6 +52,27 @@ async fn a_deletion_during_the_opening_waits_for_its_answer_and_no_longer() {
     // A dry run whether a Secret would be taken, the claim, the Event, the finalizer.
     let trial = "create secrets plain-tokens: 201";
     assert_eq!(writes, [trial, "patch tunnels plain: 200", "create events : 201", "patch tunnels plain: 200"]);
+}
+
+/// Nobody would find a Secret of the old name: it is written nowhere.
+#[tokio::test]
+async fn a_secret_that_is_renamed_during_the_opening_is_written_under_its_new_name_alone() {
+    let world = World::new().await;
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay).times(1).delay_ms(600)]);
+    let _operator = world.operator_with(&world.settings().flag("--watch-secrets", "false")).await;
+    world.apply(&manifest("{secrets: [{name: before}]}")).await;
+    let opening = world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel"));
+    timeout(LIMIT, opening).await.expect("OpenTunnel is called");
+    // (Without kubectl, which takes longer than the call.)
+    let edit = Patch::Merge(json!({"spec": {"secrets": [{"name": "after"}]}}));
+    world.tunnels().patch("plain", &PatchParams::default(), &edit).await.expect("it is accepted");
+    world.wait_ready("plain").await;
+    let writes: Vec<String> = world.writes().await.iter().map(ToString::to_string).collect();
+    let secrets: Vec<_> = writes.iter().filter(|write| write.contains("secrets")).collect();
+    // The first is the dry run.
+    assert_eq!(secrets, ["create secrets before: 201", "create secrets after: 201"]);
+    assert_eq!(world.secrets().list_metadata(&ListParams::default()).await.expect("a list").items.len(), 1);
+    assert_eq!(world.calls_of("RotateTunnelAccessToken"), 0);
 }
 
 #[tokio::test]
