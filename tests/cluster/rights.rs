@@ -3,9 +3,11 @@
 use crate::support::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use crate::support::namespace::main_condition;
 use crate::support::{LIMIT, World};
+use kube::api::DeleteParams;
+use secure_tunneling_emulator::{Fault, FaultKind, Operation};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 const OPERATOR: &str = "system:serviceaccount:opentunnel-system:opentunnel-operator";
 const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
@@ -93,7 +95,8 @@ fn strings<'a>(rule: &'a Value, field: &str) -> Vec<&'a str> {
     rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// A life in which it needs all that it may: it opens, heals an edited Secret, and clears up.
+/// A life in which it needs all that it may: it opens, heals an edited Secret, clears up, and hears of a deletion while it
+/// opens.
 #[tokio::test]
 async fn each_right_of_the_operator_is_used() {
     let world = World::new().await;
@@ -113,6 +116,13 @@ async fn each_right_of_the_operator_is_used() {
     world.aws.close(&id).expect("it is open");
     world.wait_condition("plain", ("Ended", "True", "Closed")).await;
     world.wait_event("plain", "Normal Closed").await;
+    // One that is deleted while OpenTunnel is under way: the answer is judged on a fresh read.
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::Delay).times(1).delay_ms(600)]);
+    world.apply(&PLAIN.replace("plain", "deleted")).await;
+    let opening = world.aws.wait_calls(|calls| calls.iter().filter(|c| c.operation == "OpenTunnel").count() == 2);
+    timeout(LIMIT, opening).await.expect("OpenTunnel is called");
+    world.tunnels().delete("deleted", &DeleteParams::default()).await.expect("it is there");
+    world.wait_no_tunnel("deleted").await;
     operator.terminate().await;
 
     let mut granted = BTreeSet::new();
