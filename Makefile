@@ -103,10 +103,11 @@ soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minut
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
 		cargo test --test cluster -- soak::the_promise --nocapture
 
-# What the tests print as "figure: what | how much".
+# What the tests print as "figure: what | how much". All that they print is kept: a failure is not to be lost.
 FIGURES ?= test
-figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz soak": by the long runs)
-	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | awk '\
+figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz soak": by the long runs; target/figures.log has all)
+	@mkdir -p target
+	@RUST_TEST_NOCAPTURE=1 $(MAKE) --no-print-directory $(FIGURES) 2>&1 | tee target/figures.log | awk '\
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
