@@ -112,6 +112,7 @@ async fn a_crowd_in_one_namespace_holds_up_no_other_namespace_and_no_deletion() 
     );
     // Every second turn is theirs, once they are in the queue; turns of 2 s at most were given before.
     assert!(last - first <= 4 + 8, "{} openings, three of them their own", last - first + 1);
+    assert!(first - before < CROWD / 3, "they wait behind the crowd: {} openings before the first", first - before);
 
     // The first of the crowd is open by now, and its deletion does not wait for the last.
     let tunnels = world.tunnels().list(&ListParams::default()).await.expect("a list");
