@@ -257,7 +257,9 @@ impl Case<'_> {
     }
 
     pub(super) fn close(&self, tunnel: TunnelRef, opened_at: Timestamp) -> Step {
-        self.identified(&tunnel, opened_at, |tunnel| self.in_lane(Lane::Close, || Step::Close { tunnel, opened_at }))
+        // In this order: whoever asks AWS has a place of the reconciles meanwhile, and after a restart thousands may be
+        // deleted at once.
+        self.in_lane(Lane::Close, || self.identified(&tunnel, opened_at, |tunnel| Step::Close { tunnel, opened_at }))
     }
 
     /// Does something to a tunnel that is known to be this Tunnel's according to AWS (with the ARN that AWS told).
