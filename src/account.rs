@@ -128,11 +128,12 @@ impl Account {
         tokio::join!(self.pacers.lane(Lane::Close).run(), self.pacers.lane(Lane::Rotate).run());
     }
 
-    /// What only the leader does: it asks AWS what there is, sweeps, and gives turns to open.
+    /// What only the leader does: it asks AWS what there is, sweeps, and gives turns to open and to tag.
     pub async fn lead(&self, ctx: &Context, watches: &[Watch]) {
         // The sweep comes after a round of the poller's, and at no other time.
         let poll = self.poller.run(|| watched(ctx, watches));
-        tokio::join!(poll, self.sweep.run(ctx, watches), self.pacers.lane(Lane::Open).run());
+        let lane = |lane| self.pacers.lane(lane).run();
+        tokio::join!(poll, self.sweep.run(ctx, watches), lane(Lane::Open), lane(Lane::Tag));
     }
 
     /// This process leads no more: another may open, close and untag from now on.

@@ -63,13 +63,15 @@ impl Act<'_> {
             Step::Rotate { tunnel, mode, .. } => return Ok(self.rotate(tunnel, *mode).await),
             Step::Mark { tunnel, generation } => {
                 let mark = Tags::from([(GENERATION_TAG.to_owned(), generation.to_string())]);
-                return Ok(self.tagged("TagResource", ctx.account.aws.tag(&tunnel.arn, &mark).await));
+                return Ok(tagged("TagResource", ctx.account.aws.tag(&tunnel.arn, &mark).await));
             }
             Step::Tag { tunnel, tags, .. } => {
-                return Ok(self.tagged("TagResource", ctx.account.aws.tag(&tunnel.arn, tags).await));
+                let call = ctx.account.aws.tag(&tunnel.arn, tags);
+                return Ok(self.in_turn(call).await.map_or(Outcome::Withdrawn, |set| tagged("TagResource", set)));
             }
             Step::TakeTagsOff { tunnel, keys, .. } => {
-                return Ok(self.tagged("UntagResource", ctx.account.aws.untag(&tunnel.arn, keys).await));
+                let call = ctx.account.aws.untag(&tunnel.arn, keys);
+                return Ok(self.in_turn(call).await.map_or(Outcome::Withdrawn, |taken| tagged("UntagResource", taken)));
             }
             Step::Close { tunnel, .. } => {
                 let Some(outcome) = ctx.account.close_tunnel(key, &tunnel.id, None, || self.leads()).await else {
@@ -79,7 +81,9 @@ impl Act<'_> {
             }
             Step::Untag { tunnel, .. } => {
                 let own = [OWNER_TAG.to_owned(), GENERATION_TAG.to_owned()];
-                let outcome = ctx.account.aws.untag(&tunnel.arn, &own).await;
+                let Some(outcome) = self.in_turn(ctx.account.aws.untag(&tunnel.arn, &own)).await else {
+                    return Ok(Outcome::Withdrawn);
+                };
                 return Ok(Outcome::ClosedOrUntagged(told(
                     tunnel,
                     "UntagResource",
@@ -116,11 +120,15 @@ impl Act<'_> {
         }
     }
 
-    fn tagged(&self, operation: &str, outcome: Result<(), CallError>) -> Outcome {
-        if let Err(error) = &outcome {
-            failed(operation, error);
+    /// Makes a call in its turn of the lane for tags. `None`: it has not left.
+    async fn in_turn(&self, call: impl Future<Output = Result<(), CallError>>) -> Option<Result<(), CallError>> {
+        let (pacer, key) = (self.ctx.account.pacers.lane(Lane::Tag), &self.object.key);
+        if !pacer.depart(key, None, || self.leads()).await {
+            return None;
         }
-        Outcome::Tagged(outcome)
+        let outcome = call.await;
+        pacer.end(key, &outcome);
+        Some(outcome)
     }
 
     /// The Tunnel as it is now; `None`: it is gone.
@@ -253,6 +261,13 @@ fn told(tunnel: &TunnelRef, operation: &str, what: &str, outcome: Result<(), Cal
         Err(error) => failed(operation, error),
     }
     outcome
+}
+
+fn tagged(operation: &str, outcome: Result<(), CallError>) -> Outcome {
+    if let Err(error) = &outcome {
+        failed(operation, error);
+    }
+    Outcome::Tagged(outcome)
 }
 
 fn failed(operation: &str, error: &CallError) {

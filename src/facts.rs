@@ -97,12 +97,14 @@ pub struct Turns {
     pub close: Turn,
     /// For RotateTunnelAccessToken.
     pub rotate: Turn,
+    /// For TagResource and UntagResource.
+    pub tag: Turn,
 }
 
 impl Turns {
     /// The same in each queue.
     pub fn all(turn: Turn) -> Self {
-        Self { open: turn, close: turn, rotate: turn }
+        Self { open: turn, close: turn, rotate: turn, tag: turn }
     }
 
     /// In one.
@@ -111,6 +113,7 @@ impl Turns {
             Lane::Open => self.open,
             Lane::Close => self.close,
             Lane::Rotate => self.rotate,
+            Lane::Tag => self.tag,
         }
     }
 }

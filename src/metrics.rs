@@ -33,7 +33,8 @@ const RECONCILE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5
 const WAIT_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0];
 
 /// The operations that a pacer spaces.
-const PACED: [Operation; 3] = [Operation::OpenTunnel, Operation::CloseTunnel, Operation::RotateTunnelAccessToken];
+const PACED: [Operation; 4] =
+    [Operation::OpenTunnel, Operation::CloseTunnel, Operation::RotateTunnelAccessToken, Operation::TagResource];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Histograms = Family<Labels<1>, Histogram, fn() -> Histogram>;

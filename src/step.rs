@@ -181,11 +181,13 @@ pub enum Lane {
     Close,
     /// RotateTunnelAccessToken.
     Rotate,
+    /// TagResource and UntagResource, but for the tag that goes before a Rotate, in its turn.
+    Tag,
 }
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Open, Self::Close, Self::Rotate];
+    pub const ALL: [Self; 4] = [Self::Open, Self::Close, Self::Rotate, Self::Tag];
 
     /// The operation whose calls it spaces.
     pub fn operation(self) -> Operation {
@@ -193,6 +195,7 @@ impl Lane {
             Self::Open => Operation::OpenTunnel,
             Self::Close => Operation::CloseTunnel,
             Self::Rotate => Operation::RotateTunnelAccessToken,
+            Self::Tag => Operation::TagResource,
         }
     }
 }

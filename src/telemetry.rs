@@ -122,7 +122,8 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<M
 pub(crate) mod tests {
     use super::*;
     use std::io;
-    use std::sync::Mutex;
+    use std::sync::{LazyLock, Mutex};
+    use tracing::dispatcher::{self, Dispatch};
 
     /// What was logged.
     #[derive(Clone, Default)]
@@ -142,6 +143,16 @@ pub(crate) mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Runs it with that subscriber. tracing asks once for each place that logs who listens, and while there is one
+    /// subscriber it asks that of the present thread: another test's thread, which has none, would turn the place off for
+    /// all. So there are always more.
+    pub(crate) fn with_subscriber<T>(subscriber: impl Into<Dispatch>, run: impl FnOnce() -> T) -> T {
+        static OTHERS: LazyLock<[Dispatch; 2]> =
+            LazyLock::new(|| std::array::from_fn(|_| Dispatch::new(tracing_subscriber::registry())));
+        LazyLock::force(&OTHERS);
+        dispatcher::with_default(&subscriber.into(), run)
     }
 
     #[tokio::test]
@@ -166,7 +177,7 @@ pub(crate) mod tests {
             let written = Written::default();
             let writer = written.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-            tracing::subscriber::with_default(subscriber, || log_panic(payload, Some(Location::caller())));
+            with_subscriber(subscriber, || log_panic(payload, Some(Location::caller())));
             written.text()
         };
         let (made, literal) = (log(&"the token is s3cret".to_owned()), log(&"no such lane"));

@@ -35,10 +35,10 @@ pub const WATCH_SECONDS: u32 = 30;
 /// answer it from the past, and what a list shows is the proof that nothing was missed.)
 const PAGE: u32 = 100;
 
-/// Reconciles at once; more wait. Each takes some kB, and kube polls all of them whenever one wakes. With AWS's default
-/// quotas there are fewer calls in flight, for which a reconcile may wait as long as `--aws-timeout`. With `--open-rate 50`,
-/// and an AWS that takes 8 s to answer, this is the bound: up to 100 more wait for the departure of their call.
-const RECONCILES: u16 = 500;
+/// Reconciles at once; more wait. Each takes some kB, and kube polls all of them whenever one wakes. A reconcile may wait
+/// for AWS's answer as long as `--aws-timeout`: with AWS's default quotas few do, and with `--open-rate 50` this is the
+/// bound where AWS takes longer than 3 s.
+const RECONCILES: u16 = 200;
 
 /// Takes in what a watch shows before a reconcile sees it.
 struct Intake {

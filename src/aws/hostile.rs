@@ -2,7 +2,7 @@
 //! server would not take.
 
 use super::*;
-use crate::telemetry::tests::Written;
+use crate::telemetry::tests::{Written, with_subscriber};
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use proptest::prelude::*;
@@ -118,7 +118,7 @@ fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
     let writer = log.clone();
     let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
     let ours = tracing_subscriber::filter::filter_fn(crate::telemetry::may_be_logged);
-    let outcome = tracing::subscriber::with_default(tracing_subscriber::registry().with(lines).with(ours), run);
+    let outcome = with_subscriber(tracing_subscriber::registry().with(lines).with(ours), run);
     (outcome, log.text())
 }
 

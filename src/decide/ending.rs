@@ -7,7 +7,7 @@ use crate::clock;
 use crate::memory::AnswerOf;
 use crate::pacer::Turn;
 use crate::record::{Change, Connections, Phase, RecordedTunnel, reopen};
-use crate::step::{Report, Step, Wait};
+use crate::step::{Lane, Report, Step, Wait};
 use crate::tunnels::{Found, InAccount, Life, Owner, TunnelRef};
 use jiff::Timestamp;
 use opentunnel_api::{DeletionPolicy, Reason, TunnelState};
@@ -181,20 +181,23 @@ impl Case<'_> {
             if let Some(step) = self.describe_refused(&tunnel.id) {
                 return step;
             }
+            let retain = self.object.spec.deletion_policy == DeletionPolicy::Retain && was_ready && named.is_some();
+            let lane = if retain { Lane::Tag } else { Lane::Close };
             let away = self.memory.backoff.failure.is_some()
                 || self.facts.reads_fail.is_some()
-                || self.facts.turns.close == Turn::Waiting;
+                || self.facts.turns.of(lane) == Turn::Waiting;
             if over && away {
                 return Step::RemoveFinalizer;
             }
             if let Some(step) = self.backing_off() {
                 return until_at_most(step, ends_at);
             }
-            let retain = self.object.spec.deletion_policy == DeletionPolicy::Retain && was_ready;
-            if retain && named.is_some() {
-                return self.identified(&tunnel, opened_at, |tunnel| Step::Untag { tunnel, opened_at });
-            }
-            return until_at_most(self.close(tunnel, opened_at), ends_at);
+            let leave = |tunnel, opened_at| {
+                let untag = |tunnel| Step::Untag { tunnel, opened_at };
+                self.in_lane(Lane::Tag, || self.identified(&tunnel, opened_at, untag))
+            };
+            let step = if retain { leave(tunnel, opened_at) } else { self.close(tunnel, opened_at) };
+            return until_at_most(step, ends_at);
         }
         let down = ending.down.unwrap_or(self.now.mono);
         let absence = match (self.object.record.phase(), self.search) {

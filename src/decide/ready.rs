@@ -87,9 +87,11 @@ impl Case<'_> {
 
     /// What an open tunnel needs whose tokens are in the Secrets: its tags, and that people see who is connected.
     fn tend(&self, tunnel: &RecordedTunnel) -> Step {
-        if let Some(step) = self.set_tags(tunnel) {
-            return step;
-        }
+        let lane = match self.set_tags(tunnel) {
+            Some(Step::Wait(wait)) => wait.lane,
+            Some(step) => return step,
+            None => None,
+        };
         let (mono, record, tending) = (self.now.mono, &self.object.record, &self.memory.tending);
         if let Some(rival) = self.facts.rival.as_ref().filter(|_| tending.new) {
             return Step::TellRival(rival.clone());
@@ -117,8 +119,9 @@ impl Case<'_> {
             wakes.push(self.at(due));
         }
         // That tags are behind is no reason not to be Ready, but the spec is not carried out yet.
-        let report = (retry_tags.is_none()).then(|| Report { reason: Reason::Open, message: String::new() });
-        self.wait(report, Wait { until: wakes.into_iter().min(), ..Wait::default() })
+        let report =
+            (retry_tags.is_none() && lane.is_none()).then(|| Report { reason: Reason::Open, message: String::new() });
+        self.wait(report, Wait { lane, until: wakes.into_iter().min(), ..Wait::default() })
     }
 
     /// The tags follow the spec: those that the operator sets, and no others.
@@ -149,10 +152,11 @@ impl Case<'_> {
         let union: BTreeSet<&String> = record.tag_keys.iter().chain(wanted.keys()).collect();
         recorded(union.into_iter().cloned().collect()).or_else(|| {
             // What is to go goes first: AWS takes only so many tags of a tunnel.
-            Some(self.identified(&tunnel.reference, tunnel.opened_at, |tunnel| match stale.is_empty() {
+            let tag = |tunnel| match stale.is_empty() {
                 true => Step::Tag { tunnel, tags: to_set, told },
                 false => Step::TakeTagsOff { tunnel, keys: stale, told },
-            }))
+            };
+            Some(self.in_lane(Lane::Tag, || self.identified(&tunnel.reference, tunnel.opened_at, tag)))
         })
     }
 

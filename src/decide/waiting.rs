@@ -24,7 +24,7 @@ impl Case<'_> {
             Turn::Waiting => {
                 let since = self.memory.ending.down;
                 let report = since.and_then(|since| {
-                    self.after_5s(since, Reason::Closing, "CloseTunnel is queued behind those of other Tunnels")
+                    self.after_5s(since, Reason::Closing, "its call to AWS is queued behind those of other Tunnels")
                 });
                 let until = since.and_then(|since| self.report_at(since));
                 self.wait(report, Wait { lane: Some(lane), until, ..Wait::default() })

@@ -23,7 +23,7 @@ pub struct Snapshot {
     /// Tunnels whose destination is connected.
     pub destinations: u64,
     /// The queues of the paced operations.
-    pub queues: [Queue; 3],
+    pub queues: [Queue; 4],
     /// This process leads.
     pub leads: bool,
 }

@@ -7,14 +7,15 @@ use crate::read::Key;
 use crate::step::Lane;
 use tokio::sync::mpsc;
 
-/// AWS's quota for RotateTunnelAccessToken (Service Quotas: 10 a second).
-const ROTATE_RATE: f64 = 10.0;
+/// AWS's quota for RotateTunnelAccessToken, TagResource and UntagResource each (Service Quotas: 10 a second).
+const OTHERS_RATE: f64 = 10.0;
 
 /// One pacer for each lane.
 pub struct Pacers {
     open: Pacer,
     close: Pacer,
     rotate: Pacer,
+    tag: Pacer,
 }
 
 impl Pacers {
@@ -24,7 +25,8 @@ impl Pacers {
         Self {
             open: pacer(Lane::Open, open_rate),
             close: pacer(Lane::Close, close_rate),
-            rotate: pacer(Lane::Rotate, ROTATE_RATE),
+            rotate: pacer(Lane::Rotate, OTHERS_RATE),
+            tag: pacer(Lane::Tag, OTHERS_RATE),
         }
     }
 
@@ -34,12 +36,14 @@ impl Pacers {
             Lane::Open => &self.open,
             Lane::Close => &self.close,
             Lane::Rotate => &self.rotate,
+            Lane::Tag => &self.tag,
         }
     }
 
     /// Where a Tunnel stands in each.
     pub fn turns(&self, key: &Key) -> Turns {
-        Turns { open: self.open.turn(key), close: self.close.turn(key), rotate: self.rotate.turn(key) }
+        let turn = |lane| self.lane(lane).turn(key);
+        Turns { open: turn(Lane::Open), close: turn(Lane::Close), rotate: turn(Lane::Rotate), tag: turn(Lane::Tag) }
     }
 
     /// Gives a Tunnel's tickets back, but for one lane.

@@ -4,9 +4,10 @@ use crate::support::namespace::{Namespace, main_condition};
 use crate::support::{LIMIT, World};
 use futures::future::{join_all, try_join_all};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use opentunnel_api::{Tunnel, TunnelSpec};
 use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation, Quotas, TunnelInfo};
+use serde_json::json;
 use std::collections::HashSet;
 use tokio::time::timeout;
 
@@ -121,6 +122,34 @@ async fn a_crowd_in_one_namespace_holds_up_no_other_namespace_and_no_deletion() 
     world.delete(&name).await;
     world.wait_no_tunnel(&name).await;
     assert!(open_calls(&world).len() < CROWD + 3, "the crowd waits still");
+}
+
+#[tokio::test]
+async fn new_tags_of_many_tunnels_keep_to_awss_quota_and_hold_up_no_opening() {
+    const CROWD: usize = 60;
+    let world = World::new().await;
+    let other = Namespace::new().await;
+    let settings = world.settings().flag("--watch-namespace", &watched(&world, std::slice::from_ref(&other)));
+    apply(&world, CROWD).await;
+    let _operator = world.operator_with(&settings).await;
+    let names: Vec<String> = (0..CROWD).map(|n| format!("t{n}")).collect();
+    for name in &names {
+        world.wait_ready(name).await;
+    }
+    world.aws.set_quotas(&Quotas::aws());
+    let (api, params) = (world.tunnels(), PatchParams::default());
+    let tag = Patch::Merge(json!({"spec": {"tags": [{"key": "team", "value": "edge"}]}}));
+    try_join_all(names.iter().map(|name| api.patch(name, &params, &tag))).await.expect("they are accepted");
+    apply(&other, 1).await;
+    other.wait_ready("t0").await;
+    let tagged = |calls: &[Call]| calls.iter().filter(|c| c.operation == "TagResource").count();
+    assert!(tagged(&world.aws.calls()) < CROWD, "it waits behind the tags");
+    timeout(LIMIT, world.aws.wait_tunnels(|all| all.iter().filter(|t| t.tags.contains_key("team")).count() == CROWD))
+        .await
+        .expect("all are tagged");
+    let refused: Vec<Call> = world.aws.calls().into_iter().filter(|c| !c.succeeded()).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    assert_eq!(tagged(&world.aws.calls()), CROWD);
 }
 
 #[tokio::test]

@@ -427,7 +427,7 @@ fn facts(dice: &mut Dice, object: &Object, secrets: Vec<SecretFacts>) -> Facts {
             .into_iter()
             .collect(),
         reads_fail: None,
-        turns: Turns { open: dice.of(&turns), close: dice.of(&turns), rotate: dice.of(&turns) },
+        turns: Turns { open: dice.of(&turns), close: dice.of(&turns), rotate: dice.of(&turns), tag: dice.of(&turns) },
         gate: None,
         trouble: dice.maybe(|_| "t".repeat(5000)),
         tags: object.spec.request.tags.iter().cloned().collect(),

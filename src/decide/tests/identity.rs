@@ -54,8 +54,10 @@ table! {
     before_it_is_closed_by_a_tunnel_that_was_never_ready: deleted(adopted(2)).unproven() => Identify { .. },
     before_it_is_untagged: deleted(ready()).unproven().retained() => Identify { tunnel, .. } if t1(tunnel),
     it_is_asked_before_a_turn_is_asked_for: to_be_rotated().with(|s| s.turn = Turn::None) => Identify { .. },
-    so_that_no_granted_turn_runs_out_meanwhile: deleted(ready()).unproven().with(|s| s.turn = Turn::Waiting)
-        => Identify { .. },
+    before_it_is_closed_in_its_turn_as_thousands_may_be_deleted_after_a_restart: deleted(ready()).unproven()
+        .with(|s| s.turn = Turn::Waiting) => Wait(w) if w.lane == Some(Lane::Close) && w.need.is_none(),
+    and_before_it_is_untagged: deleted(ready()).unproven().retained().with(|s| s.turn = Turn::Waiting)
+        => Wait(w) if w.lane == Some(Lane::Tag) && w.need.is_none(),
     a_ready_tunnel_that_needs_nothing_is_nobodys_question: ready().unproven() => Wait(_),
     nor_is_the_claim_of_a_rotation: ready().unproven().with(|s| s.secrets = vec![missing()])
         => Record(Change::Rotating { .. }),

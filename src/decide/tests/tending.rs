@@ -155,6 +155,10 @@ table! {
         => Wait(w) if w.until == Some(mono(MONO + 5)),
     that_the_spec_is_carried_out_is_not_said: wanted_tags().edited().failed_to_tag(MONO + 5) => Wait(_),
     then_it_is_tried_again_without_a_word: wanted_tags().has_tags(&[], MONO).failed_to_tag(MONO) => Tag { told: true, .. },
+    each_waits_for_its_turn: wanted_tags().has_tags(&[], MONO).with(|s| s.turn = Turn::None) => Queue(Lane::Tag),
+    in_the_queue_nobody_is_asked_whose_the_tunnel_is: wanted_tags().has_tags(&[], MONO)
+        .with(|s| (s.turn, s.memory.owned) = (Turn::Waiting, vec![])) => Wait(w) if w.lane == Some(Lane::Tag),
+    nor_is_it_said_that_the_spec_is_carried_out: wanted_tags().edited().with(|s| s.turn = Turn::Waiting) => Wait(_),
     a_tunnel_that_is_not_ready_has_no_time_for_it: rotating(RotationStage::Claimed).wants(&[("team", "edge")]).edited()
         => Rotate { .. },
 }
@@ -258,6 +262,8 @@ table! {
         => Wait(w) if w.until == Some(mono(MONO + 20)),
     then_it_is_written: written_before(told_of(connected(13_590), None), 30) => Record(Change::Connected(_)),
     where_aws_has_not_told_nothing_is_written: recorded_as(ready(), connected(13_000), None) => Wait(_),
+    also_while_tags_wait_for_their_turn: told_of(connected(13_000), None).wants(&[("team", "edge")]).with_keys(&["team"])
+        .edited().with(|s| s.turn = Turn::Waiting) => Record(Change::Connected(_)),
     tags_come_first: told_of(connected(13_000), None).wants(&[("team", "edge")]).with_keys(&["team"]) => Tag { .. },
 }
 
