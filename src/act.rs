@@ -43,7 +43,12 @@ impl Act<'_> {
         match step {
             Step::Wait(wait) => self.wait(wait),
             Step::Read => return Ok(Outcome::Read(self.read().await?)),
-            Step::Queue(lane) => ctx.account.pacers.lane(*lane).take(key, self.object.created_at),
+            Step::Queue(lane) => {
+                // A deletion that leaves the tunnel does not wait for tags of the Tunnels before it.
+                let first = *lane == Lane::Tag && self.object.deleted_at.is_some();
+                let place = if first { Timestamp::MIN } else { self.object.created_at };
+                ctx.account.pacers.lane(*lane).take(key, place);
+            }
             Step::Claim { attempt, .. } => {
                 let intent = format!("{}/{attempt}", key.uid);
                 let metadata =

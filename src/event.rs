@@ -53,6 +53,8 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
             );
             notice(true, "DestinationNotConnected", words)
         }
+        // It keeps its place in the queue.
+        (Step::Tag { .. } | Step::TakeTagsOff { .. }, Outcome::Tagged(Err(error))) if error.is_limit() => None,
         (Step::Tag { tags, told: false, .. }, Outcome::Tagged(Err(error))) => {
             let keys: Vec<_> = tags.keys().map(String::as_str).collect();
             notice(

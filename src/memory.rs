@@ -88,6 +88,9 @@ pub type KnownTags = BTreeMap<String, Option<String>>;
 pub struct Tending {
     /// The tags that this process has set or taken off, and when it did last.
     pub tags: Option<(KnownTags, Mono)>,
+    /// Tags are to be set or taken off, and that has not been done. A write for another reason may say meanwhile that the
+    /// spec is carried out.
+    pub tags_due: bool,
     /// A call that set tags failed: so often in a row, and it is tried again then.
     pub tags_failed: Option<(u32, Mono)>,
     /// When the connections were written last.

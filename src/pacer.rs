@@ -16,7 +16,7 @@ pub mod lanes;
 mod spacing;
 
 use crate::read::Key;
-use crate::tunnels::{CallError, CallErrorKind};
+use crate::tunnels::CallError;
 pub use gate::Gate;
 use gate::Shut;
 use jiff::Timestamp;
@@ -202,7 +202,7 @@ impl Pacer {
             Ok(_) => {
                 state.shut.take_if(|shut| ticket.probes(shut));
             }
-            Err(e) if matches!(e.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) => {
+            Err(e) if e.is_limit() => {
                 state.enqueue(key.clone(), ticket.place);
                 if state.refuse(e, &ticket) {
                     refused_again = state.queues.values().flat_map(|q| q.values().cloned()).collect();

@@ -384,6 +384,13 @@ pub struct CallError {
     pub message: String,
 }
 
+impl CallError {
+    /// It came too early, or there is no room: nobody's fault, and the pacer's business.
+    pub fn is_limit(&self) -> bool {
+        matches!(self.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled)
+    }
+}
+
 /// The kinds of failure of an AWS call. All but [`Doubt`](Self::Doubt) are definite: nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallErrorKind {

@@ -36,8 +36,8 @@ pub const WATCH_SECONDS: u32 = 30;
 const PAGE: u32 = 100;
 
 /// Reconciles at once; more wait. Each takes some kB, and kube polls all of them whenever one wakes. A reconcile may wait
-/// for AWS's answer as long as `--aws-timeout`: with AWS's default quotas few do, and with `--open-rate 50` this is the
-/// bound where AWS takes longer than 3 s.
+/// for AWS's answer as long as `--aws-timeout`. So this is the bound of the calls in flight: 50 a second where AWS takes
+/// 3 s, and 10 a second where it is silent.
 const RECONCILES: u16 = 200;
 
 /// Takes in what a watch shows before a reconcile sees it.

@@ -130,7 +130,7 @@ impl Case<'_> {
         if tending.tags_failed.is_some_and(|(_, at)| self.now.mono < at) {
             return None;
         }
-        let observed = record.observed_generation == Some(self.object.generation);
+        let observed = record.observed_generation == Some(self.object.generation) && !tending.tags_due;
         let told = tending.tags_failed.is_some();
         // `None`: not known. `Some(None)`: there is no such tag.
         let shown = self.details(&tunnel.reference.id);

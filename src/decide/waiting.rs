@@ -22,7 +22,8 @@ impl Case<'_> {
             Turn::None => Step::Queue(lane),
             Turn::Granted => granted(),
             Turn::Waiting => {
-                let since = self.memory.ending.down;
+                // What the last call failed with says more.
+                let since = self.memory.ending.down.filter(|_| self.memory.backoff.failure.is_none());
                 let report = since.and_then(|since| {
                     self.after_5s(since, Reason::Closing, "its call to AWS is queued behind those of other Tunnels")
                 });

@@ -9,7 +9,7 @@ use crate::decide::failure_reason;
 use crate::facts::Limits;
 use crate::read::{Goal, Object};
 use crate::record::Change;
-use crate::step::{Identity, Outcome, Step};
+use crate::step::{Identity, Lane, Outcome, Step};
 use crate::tunnels::{CallError, CallErrorKind, Operation, Tokens, TunnelRef};
 use jiff::{SignedDuration, Timestamp};
 use opentunnel_api::Reason;
@@ -69,6 +69,7 @@ impl Memory {
             (Step::Untag { tunnel, opened_at }, Outcome::ClosedOrUntagged(outcome)) => {
                 learner.closed_or_untagged(tunnel, *opened_at, Operation::UntagResource, outcome);
             }
+            (Step::Queue(Lane::Tag), _) => learner.memory.tending.tags_due = true,
             (Step::Mark { generation, .. }, Outcome::Tagged(outcome)) => match outcome {
                 Ok(()) => learner.memory.rotating.marked = Some(*generation),
                 Err(error) => learner.failed(Operation::TagResource, error),
@@ -130,11 +131,15 @@ impl Learner<'_> {
         let tending = &mut self.memory.tending;
         match outcome {
             Ok(()) => {
+                // What is to go goes first.
+                tending.tags_due &= changed.values().any(Option::is_none);
                 let mut known = tending.tags.take().map(|(known, _)| known).unwrap_or_default();
                 known.extend(changed);
                 tending.tags = Some((known, self.now.mono));
                 tending.tags_failed = None;
             }
+            // It keeps its place in the queue.
+            Err(error) if error.is_limit() => {}
             Err(_) => {
                 let times = tending.tags_failed.map_or(0, |(times, _)| times);
                 let pause = (FIRST_RETRY * 5).saturating_mul(1 << times.min(16)).min(REFUSED_RETRY);
@@ -235,9 +240,9 @@ impl Learner<'_> {
 
     /// A call to AWS failed. A limit is the pacer's business: the Tunnel keeps its place in the queue.
     fn failed(&mut self, operation: Operation, error: &CallError) {
-        use Operation::{DescribeTunnel, TagResource, UntagResource};
-        let paced = !matches!(operation, TagResource | UntagResource | DescribeTunnel);
-        if matches!(error.kind, CallErrorKind::LimitExceeded | CallErrorKind::Throttled) && paced {
+        use Operation::{DescribeTunnel, TagResource};
+        let paced = !matches!(operation, TagResource | DescribeTunnel);
+        if error.is_limit() && paced {
             self.memory.backoff.failure = None;
             return;
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::metrics::Metrics;
+use crate::tunnels::CallErrorKind;
 use crate::tunnels::Operation;
 use std::sync::Arc;
 

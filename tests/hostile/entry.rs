@@ -348,6 +348,7 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
         },
         tending: Tending {
             tags: dice.maybe(|dice| ([("k".to_owned(), None)].into(), dice.mono())),
+            tags_due: dice.next(2) == 0,
             tags_failed: dice.maybe(|dice| (7, dice.mono())),
             connections: dice.maybe(Dice::mono),
             told_unconnected: dice.next(2) == 0,

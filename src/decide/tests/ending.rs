@@ -83,6 +83,12 @@ table! {
         s.memory.ending.down = Some(mono(1));
         s.object.record.reported = Some(Reason::Closing);
     }) => Wait(w) if waits_for(w, Some(Lane::Close), None, Some(MONO + 39_600)),
+    in_the_queue_what_the_last_call_failed_with_stands: deleted(ready()).failing(Reason::AccessDenied, MONO).with(|s| {
+        s.turn = Turn::Waiting;
+        s.memory.ending.down = Some(mono(1));
+        s.memory.backoff.failure.as_mut().unwrap().told = true;
+        s.object.record.reported = Some(Reason::AccessDenied);
+    }) => Wait(w) if waits_for(w, Some(Lane::Close), None, Some(MONO + 39_600)),
     nor_where_no_tunnel_is_known: deleted(claim_found())
         .with(|s| s.object.deleted_at = Some(wall(WALL - 43_200 - 20))) => RemoveFinalizer,
     a_close_that_is_refused_asks_whether_it_is_closed: deleted(ready()).failing(Reason::InvalidRequest, MONO + 10)

@@ -216,6 +216,25 @@ fn an_edit_of_the_tags_is_carried_out_whatever_this_process_knows_of_them() {
 }
 
 #[test]
+fn tags_that_wait_for_their_turn_are_set_though_another_write_says_that_the_spec_is_carried_out() {
+    let (before, after) = ([("gone", "1"), ("kept", "1")], [("kept", "1"), ("new", "1")]);
+    let waits =
+        ready().edited().wants(&after).with_keys(&["gone", "kept", "new"]).learn(&Queue(Lane::Tag), &Outcome::Done);
+    let observed = waits.with(|s| s.object.record.observed_generation = Some(s.object.generation));
+    let (done, aws) = tagging(observed, tags(&before));
+    assert_eq!(aws, tags(&after), "{done:?}");
+}
+
+#[test]
+fn a_call_that_aws_throttles_keeps_its_place_in_the_queue() {
+    let mut given = wanted_tags().has_tags(&[], MONO);
+    let throttled = Err(CallError { kind: CallErrorKind::Throttled, message: "slower".into() });
+    let step = given.next();
+    given = given.learn(&step, &Outcome::Tagged(throttled)).with(|s| s.turn = Turn::Waiting);
+    assert!(matches!(given.next(), Wait(w) if w.lane == Some(Lane::Tag)));
+}
+
+#[test]
 fn a_call_that_fails_is_told_once_and_its_pause_doubles_up_to_5_minutes() {
     let mut given = wanted_tags().has_tags(&[], MONO);
     let (mut told, mut pauses) = (Vec::new(), Vec::new());

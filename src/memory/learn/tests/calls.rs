@@ -92,16 +92,13 @@ fn a_limit_is_the_pacers_business_and_no_failure() {
             (open(), opened(Err(kind))),
             (rotate(None), rotated(mono(999), Err(kind))),
             (close(ago(3600)), ended(Err(kind))),
+            (untag(ago(3600)), ended(Err(kind))),
         ] {
             assert_eq!(learnt(full(None), &step, &outcome).backoff.failure, None, "{step:?} {kind:?}");
         }
-        // These have no pacer.
-        for (step, outcome) in
-            [(untag(ago(3600)), ended(Err(kind))), (identify(ago(3600)), Outcome::Identified(Err(error(kind))))]
-        {
-            let memory = learnt(full(None), &step, &outcome);
-            assert_eq!(reason(&memory), Some(Reason::AwsUnavailable), "{step:?} {kind:?}");
-        }
+        // DescribeTunnel has no pacer.
+        let (step, outcome) = (identify(ago(3600)), Outcome::Identified(Err(error(kind))));
+        assert_eq!(reason(&learnt(full(None), &step, &outcome)), Some(Reason::AwsUnavailable), "{kind:?}");
     }
 }
 
