@@ -21,7 +21,7 @@ use oracle::Seen;
 use plan::{Acts, Bounds, Plan};
 use replicas::Replica;
 use scenario::Scenario;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::env;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -86,11 +86,16 @@ async fn soak(plan: Plan, product: Product) -> Outcome {
     println!("{:>5.0?}: {}", begun.elapsed(), if quiet { "all is quiet" } else { "it is not quiet" });
     let before = writes(&scenario, &replicas).await;
     sleep(bounds.silence).await;
-    let after = writes(&scenario, &replicas).await;
+    let mut known: HashMap<String, usize> = HashMap::new();
+    before.into_iter().for_each(|write| *known.entry(write).or_default() += 1);
+    let mut written = writes(&scenario, &replicas).await;
+    written.retain(|write| known.get_mut(write).and_then(|n| n.checked_sub(1).map(|less| *n = less)).is_none());
 
-    let more = after.len() - before.len();
+    let more = written.len();
     if more > 0 {
-        eprintln!("written after the end: {:#?}", &after[before.len()..]);
+        eprintln!("written after the end: {written:#?}");
+        let of = |slot: &ledger::Slot| written.iter().any(|write| write.contains(&slot.name));
+        (0..scenario.slots.len()).filter(|n| of(&scenario.slots[*n])).take(5).for_each(|n| scenario.show(n));
     }
     let seen = Seen::now(&scenario).await;
     for number in 0..scenario.slots.len() {
@@ -143,12 +148,19 @@ async fn settle(scenario: &mut Scenario, replicas: &[Replica]) -> bool {
     false
 }
 
-/// All that the replicas have written, but for Leases.
+/// All that the replicas have written, but for Leases, and for what is told 2 min after each opening: that no destination
+/// has connected.
 async fn writes(scenario: &Scenario, replicas: &[Replica]) -> Vec<String> {
     let mut all = Vec::new();
     for replica in replicas {
         let writes = scenario.world.writes_by(&replica.identity).await;
-        all.extend(writes.iter().filter(|w| w.resource != "leases").map(ToString::to_string));
+        let others =
+            writes.iter().filter(|w| w.resource != "leases" && (&*w.verb, &*w.resource) != ("create", "events"));
+        all.extend(others.map(ToString::to_string));
+    }
+    for namespace in scenario.all() {
+        let events = namespace.all_events().await.into_iter();
+        all.extend(events.filter(|event| !event.contains("DestinationNotConnected")));
     }
     all
 }

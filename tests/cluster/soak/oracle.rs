@@ -110,9 +110,12 @@ impl Seen {
             }
             _ => false,
         };
+        // Else a write is to come.
+        let observed = tunnel.status.as_ref().and_then(|status| status.observed_generation);
+        let expected = expected && observed == tunnel.metadata.generation;
         if !expected || (for_good && life.spec.is_short() && open) {
             let aws = known.map(|t| t.status);
-            return Some(format!("{main:?}, conflict {conflict}, Secrets {own:?}, in AWS {aws:?}"));
+            return Some(format!("{main:?} of {observed:?}, conflict {conflict}, Secrets {own:?}, in AWS {aws:?}"));
         }
         None
     }

@@ -8,7 +8,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client, Config, Resource};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use opentunnel_api::{Condition, Tunnel, TunnelStatus};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -161,6 +161,14 @@ impl Namespace {
         events.sort_by_key(|e| e.event_time.clone().map(|time| time.0));
         let text = |e: Event| format!("{} {}", e.type_.unwrap_or_default(), e.reason.unwrap_or_default());
         events.into_iter().map(text).collect()
+    }
+
+    /// All Events, each with its own name, its reason and its Tunnel's name.
+    pub async fn all_events(&self) -> Vec<String> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &self.name);
+        let list = api.list(&ListParams::default()).await.expect("Events can be listed");
+        let of = |event: &Event| event.regarding.as_ref().and_then(|of| of.name.clone());
+        list.items.iter().map(|e| format!("Event {} {:?} {:?}", e.name_any(), e.reason, of(e))).collect()
     }
 
     /// Returns once the Tunnel has this Event, as `Normal Opened`: it comes after the status.
