@@ -27,6 +27,7 @@ mod outgoing;
 #[cfg(test)]
 mod tests;
 
+use crate::Side;
 use crate::codec::Decoder;
 use crate::message::{MAX_PAYLOAD, Message, MessageType};
 use bytes::Bytes;
@@ -38,15 +39,6 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a WebSocket frame's payload at most, by AWS's protocol guide.
 pub const MAX_FRAME: usize = 131_076;
-
-/// An end of the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Where connections begin: it listens.
-    Source,
-    /// Where they lead to: it connects to the device's services.
-    Destination,
-}
 
 /// A version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,12 +81,22 @@ impl Default for Bounds {
     }
 }
 
+/// The services that are mapped to addresses here, by what they must have to do with those of the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mapped {
+    /// The tunnel's only one, whatever its ID, and if it has none.
+    Only,
+    /// These are the tunnel's, written just so.
+    Exactly(Vec<String>),
+    /// Those of these that the tunnel has; to a source all that it has, because it can listen anywhere.
+    Among(Vec<String>),
+}
+
 /// What a session is told at its beginning.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// IDs of the services that are mapped to addresses here; `""` alone maps the one service of a tunnel whatever its ID.
-    /// Empty: all services of the tunnel.
-    pub services: Vec<String>,
+    /// The services that are mapped to addresses here.
+    pub services: Mapped,
     /// The version that a source's peer speaks. `None`: V3, until its answers show another one. A destination follows
     /// what comes.
     pub peer: Option<Version>,
@@ -112,7 +114,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            services: Vec::new(),
+            services: Mapped::Only,
             peer: None,
             first_stream_id: 1,
             half_close: Duration::from_secs(5),
@@ -249,7 +251,7 @@ impl Session {
         }
     }
 
-    /// IDs of the services, once they are known: those of [`Config::services`] in its order, or all of the tunnel's.
+    /// IDs of the services, once they are known: those of [`Mapped::Exactly`] in its order, else in the tunnel's.
     /// `""`: the tunnel's one service has no ID.
     pub fn services(&self) -> impl Iterator<Item = &str> {
         self.services.iter().map(|service| service.id.as_str())

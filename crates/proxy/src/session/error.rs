@@ -25,22 +25,28 @@ pub enum SessionError {
 /// The services of the tunnel do not go with those that are mapped here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServicesError {
-    /// A mapped service is none of the tunnel's.
-    #[error("the tunnel has no service {service:?}; it has {}. Give the ID exactly so, with its case", list(.tunnel))]
-    Unknown {
-        /// Its ID.
-        service: String,
+    /// They must be the same, and are not.
+    #[error("the tunnel has {}, not {}: give each its address, its ID written just so", list(.tunnel), list(.mapped))]
+    Differ {
+        /// Those that are mapped here.
+        mapped: Vec<String>,
+        /// The tunnel's.
+        tunnel: Vec<String>,
+    },
+    /// None of the tunnel's services is mapped here.
+    #[error("the tunnel has {}: no address is known for any of them", list(.tunnel))]
+    NoneMapped {
         /// The tunnel's.
         tunnel: Vec<String>,
     },
     /// One address was given without a service's ID, and the tunnel has several services.
-    #[error("the tunnel has several services: {}. Give each its address, as in SERVICE=ADDRESS", list(.tunnel))]
+    #[error("the tunnel has {}: give each its address, as in SERVICE=ADDRESS", list(.tunnel))]
     Several {
         /// The tunnel's.
         tunnel: Vec<String>,
     },
     /// The service has changed the tunnel's services within one session.
-    #[error("the service changed the tunnel's services to {}", list(.tunnel))]
+    #[error("the tunnel's services have changed: it has {}", list(.tunnel))]
     Changed {
         /// The tunnel's.
         tunnel: Vec<String>,
@@ -48,5 +54,9 @@ pub enum ServicesError {
 }
 
 fn list(ids: &[String]) -> String {
-    if ids.is_empty() { "one without an ID".into() } else { ids.join(", ") }
+    match ids {
+        [] => "one service without an ID".into(),
+        [id] => format!("the service {id}"),
+        ids => format!("the services {}", ids.join(", ")),
+    }
 }

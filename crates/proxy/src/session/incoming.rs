@@ -1,11 +1,11 @@
 //! What the peer and the service send: bytes in, events out.
 
 use super::{
-    Connection, ConnectionKey, End, Event, Local, ServiceIndex, ServicesError, Session, SessionError, Side, Stream,
-    Version,
+    Connection, ConnectionKey, End, Event, Local, Mapped, ServiceIndex, ServicesError, Session, SessionError, Side,
+    Stream, Version,
 };
 use crate::message::{Message, MessageType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a message stands to the stream of its service.
 enum Found {
@@ -36,10 +36,7 @@ impl Session {
     /// The session cannot go on, and says so each time.
     pub fn poll_event(&mut self) -> Result<Option<Event>, SessionError> {
         loop {
-            if std::mem::take(&mut self.resume_due) {
-                return Ok(Some(Event::Resume));
-            }
-            if let Some(event) = self.events.pop_front() {
+            if let Some(event) = self.pop_event() {
                 return Ok(Some(event));
             }
             if let Some(error) = &self.failed {
@@ -48,7 +45,7 @@ impl Session {
             if self.paused {
                 return Ok(None);
             }
-            let handled = match self.decoder.next() {
+            let handled = match self.decoder.next_message() {
                 Ok(None) => return Ok(None),
                 Ok(Some(message)) => self.handle(message),
                 Err(error) => Err(error.into()),
@@ -58,6 +55,14 @@ impl Session {
                 self.failed = Some(error);
             }
         }
+    }
+
+    /// What has happened already: as [`Session::poll_event`], but it reads no message, so no connection begins.
+    pub fn pop_event(&mut self) -> Option<Event> {
+        if std::mem::take(&mut self.resume_due) {
+            return Some(Event::Resume);
+        }
+        self.events.pop_front()
     }
 
     fn handle(&mut self, message: Message) -> Result<(), SessionError> {
@@ -81,27 +86,33 @@ impl Session {
     }
 
     fn handle_services(&mut self, tunnel: Vec<String>) -> Result<(), SessionError> {
-        let unnamed = |tunnel: &[String]| tunnel.first().cloned().unwrap_or_default();
-        let mapped = match &self.config.services[..] {
-            [] if tunnel.is_empty() => vec![String::new()],
-            [] => tunnel.clone(),
-            [only] if only.is_empty() && tunnel.len() > 1 => return Err(ServicesError::Several { tunnel }.into()),
-            [only] if only.is_empty() => vec![unnamed(&tunnel)],
-            services => {
-                if let Some(service) = services.iter().find(|service| !tunnel.contains(service)) {
-                    return Err(ServicesError::Unknown { service: service.clone(), tunnel }.into());
+        let services = match &self.config.services {
+            Mapped::Only if tunnel.len() > 1 => return Err(ServicesError::Several { tunnel }.into()),
+            Mapped::Exactly(mapped) => {
+                let sorted = |ids: &[String]| ids.iter().cloned().collect::<BTreeSet<_>>();
+                if sorted(mapped) != sorted(&tunnel) {
+                    return Err(ServicesError::Differ { mapped: mapped.clone(), tunnel }.into());
                 }
-                services.to_vec()
+                mapped.clone()
             }
+            Mapped::Among(mapped) if self.side == Side::Destination => {
+                let both: Vec<_> = tunnel.iter().filter(|id| mapped.contains(id)).cloned().collect();
+                if both.is_empty() {
+                    return Err(ServicesError::NoneMapped { tunnel }.into());
+                }
+                both
+            }
+            Mapped::Only | Mapped::Among(_) if tunnel.is_empty() => vec![String::new()],
+            Mapped::Only | Mapped::Among(_) => tunnel.clone(),
         };
         if self.services_known {
             // AWS's service may send them again; streams go by a service's place, so they stay.
-            let same = self.services.iter().map(|service| &service.id).eq(&mapped);
+            let same = self.services.iter().map(|service| &service.id).eq(&services);
             return if same { Ok(()) } else { Err(ServicesError::Changed { tunnel }.into()) };
         }
         let version = if self.side == Side::Source { self.config.peer } else { None };
         let service = |id| super::Service { id, version, stream: None, refused_open: false };
-        self.services = mapped.into_iter().map(service).collect();
+        self.services = services.into_iter().map(service).collect();
         self.services_known = true;
         self.events.push_back(Event::Services);
         self.offer_opens();

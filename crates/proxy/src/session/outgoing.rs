@@ -213,6 +213,9 @@ impl Session {
     /// first what begins and ends connections, then one piece of each connection in turn. Returns how many.
     pub fn poll_transmit(&mut self, frame: &mut BytesMut) -> usize {
         let mut messages = 0;
+        // At once for all that is there: the frame does not grow piece by piece.
+        let expected = self.queued + (self.control.len() + self.ready.len()) * MAX_HEAD;
+        frame.reserve(expected.min(MAX_FRAME.saturating_sub(frame.len())));
         loop {
             while let Some(message) = self.control.pop_front_if(|_| has_room(frame, 0)) {
                 messages += write(&message, frame);

@@ -14,13 +14,16 @@ const SOURCE: Side = Side::Source;
 const DESTINATION: Side = Side::Destination;
 const FIRST: ServiceIndex = ServiceIndex(0);
 
+fn owned(ids: &[&str]) -> Vec<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
 fn config(services: &[&str]) -> Config {
-    Config { services: services.iter().map(|id| (*id).to_owned()).collect(), ..Config::default() }
+    Config { services: Mapped::Exactly(owned(services)), ..Config::default() }
 }
 
 fn service_ids(ids: &[&str]) -> Message {
-    let available_service_ids = ids.iter().map(|id| (*id).to_owned()).collect();
-    Message { available_service_ids, ..Message::new(MessageType::ServiceIds) }
+    Message { available_service_ids: owned(ids), ..Message::new(MessageType::ServiceIds) }
 }
 
 fn message(kind: MessageType, service_id: &str, stream_id: i32, connection_id: u32) -> Message {
@@ -66,7 +69,7 @@ fn frame(session: &mut Session) -> Option<BytesMut> {
 fn messages(bytes: &[u8]) -> Vec<Message> {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    let messages = std::iter::from_fn(|| decoder.next().expect("messages")).collect();
+    let messages = std::iter::from_fn(|| decoder.next_message().expect("messages")).collect();
     assert_eq!(decoder.buffered(), 0, "whole messages");
     messages
 }

@@ -3,7 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-const PAYLOAD: [u8; MAX_PAYLOAD] = [7; MAX_PAYLOAD];
+static PAYLOAD: [u8; MAX_PAYLOAD] = [7; MAX_PAYLOAD];
 
 fn small() -> Bounds {
     Bounds {

@@ -146,7 +146,7 @@ fn run(side: Side, peer: Option<Version>, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
 
     #[test]
     fn any_messages_at_any_time_keep_the_bounds(

@@ -213,16 +213,17 @@ fn a_stream_needs_an_id_and_services_stay() {
     let start = of(StreamStart, 0, 1);
     assert_eq!(outcome(&mut destination, None, &start).error, Some(SessionError::NoStreamId));
     let (mut destination, _) = with_connection(DESTINATION, Version::V3);
-    let unknown = ServicesError::Unknown { service: "SSH".into(), tunnel: vec!["WEB".into()] };
+    let unknown = ServicesError::Differ { mapped: owned(&["SSH"]), tunnel: owned(&["WEB"]) };
     assert_eq!(outcome(&mut destination, None, &service_ids(&["WEB"])).error, Some(unknown.into()));
-    let mut all = session_with(DESTINATION, config(&[]), &["SSH"]);
-    let changed = ServicesError::Changed { tunnel: vec!["WEB".into()] };
+    let mut all = session_with(DESTINATION, Config::default(), &["SSH"]);
+    let changed = ServicesError::Changed { tunnel: owned(&["WEB"]) };
     assert_eq!(outcome(&mut all, None, &service_ids(&["WEB"])).error, Some(changed.into()));
 }
 
 #[test]
 fn a_service_that_is_not_mapped_is_refused() {
-    let mut destination = session_with(DESTINATION, config(&["SSH"]), &["SSH", "WEB"]);
+    let among = Config { services: Mapped::Among(owned(&["SSH"])), ..Config::default() };
+    let mut destination = session_with(DESTINATION, among, &["SSH", "WEB"]);
     let start = message(StreamStart, "WEB", 9, 1);
     assert_eq!(give(&mut destination, &start), [Event::Refused("WEB".into())]);
     assert_eq!(sent(&mut destination), [message(StreamReset, "WEB", 9, 0)]);

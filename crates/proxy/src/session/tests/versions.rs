@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What becomes of a message on its way to a peer of another version.
+type View = fn(Message) -> Message;
+
 fn as_is(message: Message) -> Message {
     message
 }
@@ -70,8 +73,7 @@ fn v2_and_v1_have_one_connection_and_no_number_for_it() {
 
 #[test]
 fn a_request_and_its_reply_pass_in_every_pair_of_versions_wherever_the_stream_is_cut() {
-    let views: [(fn(Message) -> Message, Version); 3] =
-        [(as_is, Version::V3), (as_v2, Version::V2), (as_v1, Version::V1)];
+    let views: [(View, Version); 3] = [(as_is, Version::V3), (as_v2, Version::V2), (as_v1, Version::V1)];
     for (peer, tunnel) in [None, Some(Version::V1), Some(Version::V2), Some(Version::V3)]
         .into_iter()
         .flat_map(|peer| [(peer, &["SSH"][..]), (peer, &[])])
@@ -83,8 +85,8 @@ fn a_request_and_its_reply_pass_in_every_pair_of_versions_wherever_the_stream_is
                 continue;
             }
             for cut in (1..40).chain([MAX_FRAME]) {
-                let mut source = session_with(SOURCE, Config { peer, ..config(&[""]) }, tunnel);
-                let mut destination = session_with(DESTINATION, config(&[""]), tunnel);
+                let mut source = session_with(SOURCE, Config { peer, ..Config::default() }, tunnel);
+                let mut destination = session_with(DESTINATION, Config::default(), tunnel);
                 for round in 0..3 {
                     let here = source.open(FIRST).unwrap_or_else(|_| panic!("{peer:?} {seen_as:?} {cut} {round}"));
                     say(&mut source, here, b"request");
@@ -149,30 +151,35 @@ fn a_v2_peer_that_answers_too_late_is_told() {
 
 #[test]
 fn services_must_be_the_tunnels() {
-    let told = |mapped: &[&str], tunnel: &[&str]| {
-        let mut session = Session::new(SOURCE, config(mapped));
+    let told = |side: Side, services: Mapped, tunnel: &[&str]| {
+        let mut session = Session::new(side, Config { services, ..Config::default() });
         session.receive(&encoded(&service_ids(tunnel)));
-        session.poll_event().map(|_| session.services().map(str::to_owned).collect::<Vec<_>>())
+        let events = session.poll_event().map_err(|error| error.to_string())?;
+        assert_eq!(events, Some(Event::Services));
+        Ok(session.services().collect::<Vec<_>>().join(" "))
     };
-    assert_eq!(told(&["SSH"], &["SSH"]), Ok(vec!["SSH".into()]));
-    assert_eq!(told(&["B", "A"], &["A", "B", "C"]), Ok(vec!["B".into(), "A".into()]));
-    assert_eq!(told(&[""], &["SSH"]), Ok(vec!["SSH".into()]));
-    assert_eq!(told(&[""], &[]), Ok(vec![String::new()]));
-    assert_eq!(told(&[], &[]), Ok(vec![String::new()]));
-    assert_eq!(told(&[], &["A", "B"]), Ok(vec!["A".into(), "B".into()]));
-    let text = |mapped: &[&str], tunnel: &[&str]| told(mapped, tunnel).expect_err("refused").to_string();
-    assert_eq!(
-        text(&["ssh"], &["SSH", "WEB"]),
-        "the tunnel has no service \"ssh\"; it has SSH, WEB. Give the ID exactly so, with its case"
-    );
-    assert_eq!(
-        text(&["SSH"], &[]),
-        "the tunnel has no service \"SSH\"; it has one without an ID. Give the ID exactly so, with its case"
-    );
-    assert_eq!(
-        text(&[""], &["A", "B"]),
-        "the tunnel has several services: A, B. Give each its address, as in SERVICE=ADDRESS"
-    );
+    let exactly = |ids: &[&str]| Mapped::Exactly(owned(ids));
+    let among = |ids: &[&str]| Mapped::Among(owned(ids));
+    for side in [SOURCE, DESTINATION] {
+        assert_eq!(told(side, Mapped::Only, &["SSH"]), Ok("SSH".into()));
+        assert_eq!(told(side, Mapped::Only, &[]), Ok("".into()));
+        let several = "the tunnel has the services A, B: give each its address, as in SERVICE=ADDRESS";
+        assert_eq!(told(side, Mapped::Only, &["A", "B"]), Err(several.into()));
+        assert_eq!(told(side, exactly(&["B", "A"]), &["A", "B"]), Ok("B A".into()));
+        for (mapped, tunnel, text) in [
+            (&["ssh"][..], &["SSH"][..], "the tunnel has the service SSH, not the service ssh"),
+            (&["A"], &["A", "B"], "the tunnel has the services A, B, not the service A"),
+            (&["A"], &[], "the tunnel has one service without an ID, not the service A"),
+        ] {
+            let text = format!("{text}: give each its address, its ID written just so");
+            assert_eq!(told(side, exactly(mapped), tunnel), Err(text));
+        }
+    }
+    assert_eq!(told(SOURCE, among(&["B"]), &["A", "B"]), Ok("A B".into()));
+    assert_eq!(told(SOURCE, among(&["B"]), &[]), Ok("".into()));
+    assert_eq!(told(DESTINATION, among(&["C", "B"]), &["A", "B"]), Ok("B".into()));
+    let none = "the tunnel has the services A, B: no address is known for any of them";
+    assert_eq!(told(DESTINATION, among(&["C"]), &["A", "B"]), Err(none.into()));
 }
 
 #[test]

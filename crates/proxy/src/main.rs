@@ -1,0 +1,3 @@
+//! The program (not begun).
+
+fn main() {}
