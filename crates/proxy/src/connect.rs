@@ -2,7 +2,7 @@
 //! tokens, and what AWS says where it refuses.
 
 mod exchange;
-mod tcp;
+pub(crate) mod tcp;
 mod tls;
 mod web_proxy;
 

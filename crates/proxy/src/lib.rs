@@ -14,9 +14,17 @@ pub mod connect;
 #[cfg(feature = "client")]
 pub mod link;
 #[cfg(feature = "client")]
+pub mod listening;
+#[cfg(feature = "client")]
 pub mod log;
 pub mod message;
+#[cfg(feature = "client")]
+pub mod proxy;
+#[cfg(feature = "client")]
+pub mod reconnect;
 pub mod session;
+#[cfg(feature = "client")]
+pub mod stats;
 #[cfg(feature = "client")]
 pub mod tokens;
 

@@ -292,6 +292,11 @@ impl Session {
         Taken::End(end)
     }
 
+    /// Whether a connection was given up, so that what was taken for it needs not be delivered either.
+    pub fn is_given_up(&self, key: ConnectionKey) -> bool {
+        self.connections.get(&key).is_none_or(|connection| connection.ended == Some(End::Stalled))
+    }
+
     /// Ends what has been quiet for too long. Called a few times within [`Config::stall`] and [`Config::half_close`],
     /// once a second for instance: they are measured from the call that first sees the quiet.
     pub fn tick(&mut self, now: Instant) {

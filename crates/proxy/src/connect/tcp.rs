@@ -40,6 +40,15 @@ pub enum TcpError {
 
 /// Connects to a host: a name or an IP address, IPv6 without brackets.
 pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, TcpError> {
+    connect_by(host, port, attempt).await
+}
+
+/// The same, with another way to connect to one address.
+pub(crate) async fn connect_by<F: Future<Output = io::Result<TcpStream>> + Send + 'static>(
+    host: &str,
+    port: u16,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<TcpStream, TcpError> {
     let addresses =
         lookup_host((host, port)).await.map_err(|error| TcpError::Resolve { host: host.to_owned(), error })?;
     let mut addresses: VecDeque<_> = families_in_turn(addresses).into();
@@ -47,7 +56,8 @@ pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, TcpError
     let mut errors = Vec::new();
     loop {
         if let Some(address) = addresses.pop_front() {
-            attempts.spawn(async move { attempt(address).await.map_err(|error| format!("{address}: {error}")) });
+            let attempt = attempt(address);
+            attempts.spawn(async move { attempt.await.map_err(|error| format!("{address}: {error}")) });
         } else if attempts.is_empty() {
             return Err(TcpError::Connect { host: host.to_owned(), errors: errors.join("; ") });
         }

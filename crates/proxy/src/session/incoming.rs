@@ -304,8 +304,9 @@ impl Session {
 
     fn handle_stream_reset(&mut self, message: &Message) {
         let Found::Stream(index) = self.find(message) else { return };
-        // Where a stream is one connection, this is how it ends. In V3 something has cut all at once.
-        let one = self.stream(index).is_some_and(|stream| !stream.numbered || stream.version < Version::V3);
+        // Where a stream is one connection, this is how it ends. In V3 something has cut all at once, or a peer whose
+        // version is not known yet has ended one without having sent anything.
+        let one = self.stream(index).is_some_and(|stream| stream.version < Version::V3);
         self.end_stream(index, if one { End::Closed } else { End::Reset });
     }
 }
