@@ -11,10 +11,16 @@ pub mod config;
 #[cfg(feature = "client")]
 pub mod connect;
 #[cfg(feature = "client")]
+pub mod http;
+#[cfg(feature = "client")]
 pub mod link;
+#[cfg(feature = "client")]
+pub mod listening;
 #[cfg(feature = "client")]
 pub mod log;
 pub mod message;
+#[cfg(feature = "client")]
+pub mod stats;
 #[cfg(feature = "client")]
 pub mod tokens;
 

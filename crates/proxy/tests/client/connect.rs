@@ -157,7 +157,7 @@ async fn a_server_that_never_answers_is_given_up() {
         let begin = Instant::now();
         let error = connect(&connector.with_time_limit(Duration::from_millis(100))).await.expect_err("no answer");
         assert!(error.to_string().ends_with(&format!("{what} did not come in time")), "{error}");
-        assert!((100..5000).contains(&begin.elapsed().as_millis()));
+        assert!(begin.elapsed() >= Duration::from_millis(100));
     }
     // Nor is one whose refusal does not end.
     let server = Server::start("127.0.0.1:0", None, |mut peer: Peer| async move {

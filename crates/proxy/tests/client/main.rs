@@ -4,6 +4,7 @@ mod config;
 mod connect;
 mod directory;
 mod link;
+mod program;
 mod server;
 mod tls;
 mod tokens;
