@@ -24,7 +24,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What comes is no message: the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Message>, DecodeError> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, DecodeError> {
         loop {
             let Some(length) = self.buffered.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)) else {
                 return Ok(None);
@@ -171,7 +171,7 @@ mod tests {
             while !stream.is_empty() {
                 let cut = cuts.next().expect("it goes on").min(stream.len());
                 decoder.push(&stream.split_to(cut));
-                while let Some(message) = decoder.next().expect("messages") {
+                while let Some(message) = decoder.next_message().expect("messages") {
                     read.push(message);
                 }
                 prop_assert!(decoder.buffered() < 2 + MAX_MESSAGE);
@@ -190,7 +190,7 @@ mod tests {
             }
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
-            while let Ok(Some(_)) = decoder.next() {}
+            while let Ok(Some(_)) = decoder.next_message() {}
         }
 
         #[test]

@@ -1,5 +1,6 @@
-//! The data plane of AWS IoT Secure Tunneling. [`codec`] and [`message`] are its protocol as plain values: no I/O, no
-//! clock, no task. The other modules, which the feature `client` brings, are what `opentunnel-proxy` is made of.
+//! The data plane of AWS IoT Secure Tunneling. [`codec`], [`message`] and [`session`] are its protocol as plain
+//! values: no I/O, no clock, no task. The other modules, which the feature `client` brings, are what `opentunnel-proxy` is
+//! made of.
 //!
 //! Source: AWS's [protocol guides](https://github.com/aws-samples/aws-iot-securetunneling-localproxy), V1, V2 and V3.
 
@@ -19,6 +20,7 @@ pub mod listening;
 #[cfg(feature = "client")]
 pub mod log;
 pub mod message;
+pub mod session;
 #[cfg(feature = "client")]
 pub mod stats;
 #[cfg(feature = "client")]
