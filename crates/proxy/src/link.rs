@@ -3,6 +3,7 @@
 //! Both halves share the WebSocket, and may be used by two tasks. Pings are answered with what they carry. Our own say
 //! whether the other side is still there, and keep what is on the way from forgetting an idle connection.
 
+pub use crate::session::MAX_FRAME;
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
@@ -17,8 +18,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_websockets::{ClientBuilder, CloseCode, Config, Error, Limits, Message, WebSocketStream};
 
-/// Bytes of a WebSocket message at most, both ways: what AWS's service takes (its quotas).
-pub const MAX_FRAME: usize = 131_076;
 /// Bytes that wait to be sent before a sender has to wait.
 const FLUSH_THRESHOLD: usize = 2 * MAX_FRAME;
 
