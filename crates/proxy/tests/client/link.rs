@@ -197,16 +197,33 @@ async fn who_still_sends_is_not_dead() {
     let server = service(|mut socket| async move {
         // Never read: no ping is answered.
         for _ in 0..20 {
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             send(&mut socket, Message::binary("x")).await;
         }
         send(&mut socket, Message::close(Some(CloseCode::NORMAL_CLOSURE), "")).await;
         let _ = receive(&mut socket).await;
     })
     .await;
-    let (mut reader, _writer) = connect_with(&server, keepalive(20, 200, 200)).await;
+    let (mut reader, _writer) = connect_with(&server, keepalive(20, 1500, 1500)).await;
     assert_eq!(read(&mut reader, 20).await, [b'x'; 20]);
     assert_eq!(soon(reader.next()).await.expect("closed"), None);
+}
+
+#[tokio::test]
+async fn a_long_message_on_a_slow_line_is_no_silence() {
+    let server = Server::start("127.0.0.1:0", None, |mut peer: Peer| async move {
+        let switching = peer.switching("Sec-WebSocket-Protocol: aws.iot.securetunneling-3.0\r\n");
+        peer.answer(switching).await;
+        peer.answer([0x82, 30]).await;
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            peer.answer(b"x").await;
+        }
+        let _ = tokio::io::copy(&mut peer.stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let (mut reader, _writer) = connect_with(&server, keepalive(20, 1500, 1500)).await;
+    assert_eq!(read(&mut reader, 30).await, [b'x'; 30]);
 }
 
 #[tokio::test]
