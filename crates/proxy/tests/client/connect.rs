@@ -46,6 +46,13 @@ async fn all_addresses_of_a_host_are_tried() {
 }
 
 #[tokio::test]
+async fn an_ipv6_address_is_in_brackets() {
+    let server = Server::start("[::1]:0", None, |peer: Peer| async { drop(peer.websocket().await) }).await;
+    connect_plain(&server).await.expect("a link");
+    assert_eq!(header(&server.heads()[0], "host"), Some(&*format!("[::1]:{}", server.address.port())));
+}
+
+#[tokio::test]
 async fn a_refusal_has_awss_words() {
     let html = "<html><body>Forbidden</body></html>";
     let long = "x".repeat(5000);

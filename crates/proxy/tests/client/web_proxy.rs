@@ -2,12 +2,13 @@
 
 use crate::directory::Directory;
 use crate::server::{Authority, Peer, Server, connect, header, trust};
-use opentunnel_proxy::config::Invocation;
+use opentunnel_proxy::config::{Invocation, Scheme};
 use opentunnel_proxy::connect::{Connector, WebProxy};
 use opentunnel_proxy::link::Keepalive;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -45,7 +46,7 @@ async fn the_service_is_reached_through_an_http_proxy() {
     let trust = trust(Some(&files.write("ca.pem", &authority.pem)));
     let accept = |peer: Peer| async { drop(peer.websocket().await) };
     let service = Server::start("127.0.0.1:0", Some(authority.acceptor("127.0.0.1")), accept).await;
-    let endpoint = service.endpoint(opentunnel_proxy::config::Scheme::Wss, "127.0.0.1");
+    let endpoint = service.endpoint(Scheme::Wss, "127.0.0.1");
     let inside_tls = Some(authority.acceptor("localhost"));
     for (proxy, url, authorization) in [
         (proxy(None, false).await, "http://127.0.0.1", None),
@@ -75,7 +76,7 @@ async fn what_an_http_proxy_says_is_not_awss_word() {
         let port = proxy.address.port();
         let endpoint = "data.tunneling.iot.us-east-1.amazonaws.com";
         let web_proxy = web_proxy(&format!("{url}:{port}"), endpoint);
-        let service = proxy.endpoint(opentunnel_proxy::config::Scheme::Wss, endpoint);
+        let service = proxy.endpoint(Scheme::Wss, endpoint);
         let connector = Connector::new(service, web_proxy, &trust(None), Keepalive::default()).expect("a connector");
         let error = connect(&connector).await.expect_err("no way").to_string();
         assert!(
@@ -84,4 +85,18 @@ async fn what_an_http_proxy_says_is_not_awss_word() {
         );
         assert!(!error.contains("secret"));
     }
+}
+
+#[tokio::test]
+async fn an_http_proxy_that_never_answers_is_given_up() {
+    let silent = |peer: Peer| async move {
+        let _open = peer;
+        std::future::pending().await
+    };
+    let proxy = Server::start("127.0.0.1:0", None, silent).await;
+    let web_proxy = web_proxy(&proxy.address.to_string(), "host.invalid");
+    let service = proxy.endpoint(Scheme::Wss, "host.invalid");
+    let connector = Connector::new(service, web_proxy, &trust(None), Keepalive::default()).expect("a connector");
+    let error = connect(&connector.with_time_limit(Duration::from_millis(100))).await.expect_err("no answer");
+    assert!(error.to_string().ends_with("the HTTP proxy's answer did not come in time"), "{error}");
 }
