@@ -12,6 +12,8 @@ pub mod config;
 #[cfg(feature = "client")]
 pub mod connect;
 #[cfg(feature = "client")]
+pub mod http;
+#[cfg(feature = "client")]
 pub mod link;
 #[cfg(feature = "client")]
 pub mod listening;

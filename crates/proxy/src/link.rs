@@ -3,9 +3,13 @@
 //! Both halves share the WebSocket, and may be used by two tasks. Pings are answered with what they carry. Our own say
 //! whether the other side is still there, and keep what is on the way from forgetting an idle connection.
 
+mod heard;
+
+pub use crate::session::MAX_FRAME;
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
+use heard::Heard;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -17,8 +21,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_websockets::{ClientBuilder, CloseCode, Config, Error, Limits, Message, WebSocketStream};
 
-/// Bytes of a WebSocket message at most, both ways: what AWS's service takes (its quotas).
-pub const MAX_FRAME: usize = 131_076;
 /// Bytes that wait to be sent before a sender has to wait.
 const FLUSH_THRESHOLD: usize = 2 * MAX_FRAME;
 
@@ -73,11 +75,7 @@ pub struct CloseReason {
     pub words: String,
 }
 
-type Socket = WebSocketStream<Box<dyn Io>>;
-
-/// A stream of bytes both ways.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+type Socket = WebSocketStream<Heard>;
 
 struct Shared {
     socket: Socket,
@@ -103,10 +101,10 @@ pub(crate) fn open(
     let socket = ClientBuilder::new()
         .limits(Limits::default().max_payload_len(Some(MAX_FRAME)))
         .config(Config::default().frame_size(MAX_FRAME).flush_threshold(FLUSH_THRESHOLD))
-        .take_over(Box::new(connection) as Box<dyn Io>);
+        .take_over(Heard { connection: Box::new(connection), last: Instant::now() });
     let link = Arc::new(Mutex::new(Shared { socket, sent_data: false, writer: None }));
-    let now = Instant::now();
-    let watch = Watch { keepalive, heard: now, asked: None, alarm: Box::pin(sleep_until(now + keepalive.interval)) };
+    let next_ping = Instant::now() + keepalive.interval;
+    let watch = Watch { keepalive, asked: None, next_ping, alarm: Box::pin(sleep_until(next_ping)) };
     (LinkReader { link: Arc::clone(&link), watch, flushed: true, close_reason: None }, LinkWriter { link })
 }
 
@@ -145,7 +143,6 @@ impl LinkReader {
                 None if self.close_reason.is_some() => return Poll::Ready(Ok(None)),
                 None => return Poll::Ready(Err(LinkError::Lost(io::ErrorKind::UnexpectedEof.into()))),
             };
-            self.watch.heard = Instant::now();
             if message.is_binary() {
                 let payload = Bytes::from(message.into_payload());
                 if !payload.is_empty() {
@@ -155,7 +152,7 @@ impl LinkReader {
                 // The library has put the answer in line.
                 self.flushed = false;
             } else if message.is_pong() {
-                self.watch.asked = None;
+                self.watch.answered();
             } else if let Some((code, words)) = message.as_close() {
                 let code = Some(u16::from(code)).filter(|_| code != CloseCode::NO_STATUS_RECEIVED);
                 self.close_reason = Some(CloseReason { code, words: words.to_owned() });
@@ -182,11 +179,11 @@ impl LinkReader {
 /// Asks the other side whether it is there.
 struct Watch {
     keepalive: Keepalive,
-    /// When something last came.
-    heard: Instant,
     /// The ping that is not answered yet.
     asked: Option<Asked>,
-    /// When there is something to do.
+    /// When the next one is due.
+    next_ping: Instant,
+    /// When there is something to do: it is, or the answer of the last one is late, if there was none.
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -197,18 +194,27 @@ struct Asked {
 }
 
 impl Watch {
+    fn answered(&mut self) {
+        if self.asked.take().is_some() {
+            self.alarm.as_mut().reset(self.next_ping);
+        }
+    }
+
     /// Ready when the other side is gone. Called when there is nothing more to read.
     fn poll(&mut self, shared: &mut Shared, flushed: &mut bool, context: &mut Context<'_>) -> Poll<LinkError> {
         loop {
             ready!(self.alarm.as_mut().poll(context));
             let now = Instant::now();
-            if let Some(asked) = &self.asked {
-                let silent_from = self.heard.max(asked.at) + asked.patience;
-                if silent_from <= now {
-                    return Poll::Ready(LinkError::Silent(asked.patience));
-                }
-                self.alarm.as_mut().reset(silent_from);
+            let due = match &self.asked {
+                Some(asked) => shared.socket.get_ref().last.max(asked.at) + asked.patience,
+                None => self.next_ping,
+            };
+            if due > now {
+                self.alarm.as_mut().reset(due);
                 continue;
+            }
+            if let Some(asked) = &self.asked {
+                return Poll::Ready(LinkError::Silent(asked.patience));
             }
             // As AWS's proxy has it: the service knows pings with a number.
             let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -219,8 +225,8 @@ impl Watch {
             let behind_data = std::mem::replace(&mut shared.sent_data, false);
             let patience = if behind_data { self.keepalive.answer_behind_data } else { self.keepalive.answer };
             self.asked = Some(Asked { at: now, patience });
-            // The next ping, or the look at this one's answer.
-            self.alarm.as_mut().reset(now + self.keepalive.interval.min(patience));
+            self.next_ping = now + self.keepalive.interval;
+            self.alarm.as_mut().reset(now + patience);
         }
     }
 }

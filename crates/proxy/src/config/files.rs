@@ -194,7 +194,7 @@ impl Settings {
     pub(super) fn defaults() -> String {
         let millis = PING_INTERVAL.as_millis().to_string();
         let settings = json!({ "tunneling": { "proxy": {
-            "default_bind_address": super::BIND_ADDRESS,
+            "default_bind_address": super::merged::BIND_ADDRESS,
             "endpoint_format": ENDPOINT_FORMAT,
             "region_endpoint_overrides": {
                 "cn-north-1": "data.tunneling.iot.cn-north-1.amazonaws.com.cn",

@@ -87,7 +87,8 @@ impl Trust {
 /// Why TLS fails, and what to do about it.
 pub(super) fn explain(error: &std::io::Error) -> String {
     let hint = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+        // A signature that is not right comes from a CA that has the name of a trusted one: as after a renewal.
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             ": its CA is not trusted here; name the CA with -c or SSL_CERT_FILE"
         }
         Some(Error::InvalidCertificate(

@@ -89,9 +89,11 @@ fn base(option: &str) -> String {
     flags.join(" ")
 }
 
+type Tested = (&'static str, &'static str, &'static str, [(&'static str, &'static str); 2]);
+
 /// Option, its letter (or -), its variable (or -), a value and what comes of it, and another one.
 #[rustfmt::skip]
-const OPTIONS: &[(&str, &str, &str, [(&str, &str); 2])] = &[
+const OPTIONS: &[Tested] = &[
     ("access-token", "t", "AWSIOT_TUNNEL_ACCESS_TOKEN", [("first", "first"), ("second", "second")]),
     ("client-token", "i", "AWSIOT_TUNNEL_CLIENT_TOKEN", [(CLIENT, CLIENT), ("00000000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000000")]),
     ("proxy-endpoint", "e", "AWSIOT_TUNNEL_ENDPOINT", [("host:8443", "wss://host:8443"), ("ws://[::1]:1", "ws://[::1]:1")]),
