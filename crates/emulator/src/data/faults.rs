@@ -219,12 +219,15 @@ impl ActiveFault {
                 usize::try_from(*left).unwrap_or(usize::MAX)
             }
             (Phase::Struck, DataFaultKind::Reframe) => {
-                // A few bytes, some more, and the rest: over time every place of a message is one where it is cut.
-                self.cuts += 1;
-                match self.cuts % 3 {
-                    0 => 1 + self.cuts / 3 % 97,
-                    1 => 1 + self.cuts.wrapping_mul(7919) % 4096,
-                    _ => length,
+                // From one byte to half of what there is: over time every place of a message is one where it is cut.
+                self.cuts = self.cuts.wrapping_add(1);
+                let cuts = self.cuts / 5;
+                match self.cuts % 5 {
+                    0 => 1,
+                    1 => 1 + cuts % 7,
+                    2 => 1 + cuts % 97,
+                    3 => 1 + cuts.wrapping_mul(7919) % 4096,
+                    _ => length.div_ceil(2),
                 }
             }
             // Ten times a second, as long as that are bytes at all.

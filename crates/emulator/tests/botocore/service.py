@@ -23,7 +23,7 @@ class Service:
     calls = 0
 
     def __init__(self):
-        command = [PROGRAM, "--listen", "127.0.0.1:0", "--quotas", "none", "--region", REGION]
+        command = [PROGRAM, "--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0", "--quotas", "none", "--region", REGION]
         self.program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.program.stdout.readline()
         self.endpoint = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line)[1]

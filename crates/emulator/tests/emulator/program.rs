@@ -16,9 +16,11 @@ impl Drop for Program {
 
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_secure-tunneling-emulator"));
-    for flag in ["LISTEN", "QUOTAS", "REGION", "ACCOUNT_ID"] {
+    for flag in ["LISTEN", "DATA_LISTEN", "DATA_TLS", "QUOTAS", "REGION", "ACCOUNT_ID"] {
         command.env_remove(format!("SECURE_TUNNELING_EMULATOR_{flag}"));
     }
+    // Other tests run at the same time.
+    command.env("SECURE_TUNNELING_EMULATOR_DATA_LISTEN", "127.0.0.1:0");
     command
 }
 
@@ -137,6 +139,12 @@ fn help_names_every_flag_its_default_and_its_env_twin() {
         "--listen",
         "127.0.0.1:4570",
         "SECURE_TUNNELING_EMULATOR_LISTEN",
+        "--data-listen",
+        "127.0.0.1:4571",
+        "SECURE_TUNNELING_EMULATOR_DATA_LISTEN",
+        "--data-tls",
+        "self-signed",
+        "SECURE_TUNNELING_EMULATOR_DATA_TLS",
         "--quotas",
         "[default: aws]",
         "SECURE_TUNNELING_EMULATOR_QUOTAS",
