@@ -16,6 +16,7 @@
 //! - A side that leaves, or connects again, has its messages that came whole delivered before the other side is sent
 //!   STREAM_RESET.
 //! - Rotation leaves who is connected alone.
+//! - A SESSION_RESET, which only a fault makes, goes to one side; the other is sent STREAM_RESET for what was open.
 
 pub(crate) mod faults;
 mod handshake;

@@ -164,3 +164,104 @@ fn whole(bytes: &[u8]) -> Option<usize> {
 fn whole_message(bytes: &[u8]) -> Option<usize> {
     whole(bytes).filter(|whole| *whole <= bytes.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use opentunnel_proxy::codec;
+
+    use super::*;
+
+    fn message(kind: MessageType, stream_id: i32, payload: usize) -> Message {
+        Message { stream_id, service_id: "SSH".to_owned(), payload: vec![1; payload].into(), ..Message::new(kind) }
+    }
+
+    fn stream() -> Bytes {
+        let mut stream = BytesMut::new();
+        for message in [
+            message(MessageType::StreamStart, 1, 0),
+            message(MessageType::Data, 1, 5),
+            message(MessageType::Data, 1, MAX_PAYLOAD),
+            message(MessageType::Data, 1, 300),
+            message(MessageType::StreamReset, 1, 0),
+        ] {
+            codec::encode(&message, &mut stream).expect("it fits");
+        }
+        stream.freeze()
+    }
+
+    fn taken(incoming: &mut Incoming) -> (Vec<u8>, Vec<Change>) {
+        incoming.finish_batch();
+        let (mut bytes, mut changes) = (Vec::new(), Vec::new());
+        while let Some(batch) = incoming.take_next() {
+            bytes.extend_from_slice(&batch.bytes);
+            changes.extend(batch.changes);
+        }
+        (bytes, changes)
+    }
+
+    #[test]
+    fn every_cut_gives_the_same_bytes_and_changes_and_only_whole_messages() {
+        let stream = stream();
+        let mut ends = vec![0];
+        while let Some(length) = whole_message(&stream[ends[ends.len() - 1]..]) {
+            ends.push(ends[ends.len() - 1] + length);
+        }
+        let ssh = |id| Stream { service_id: "SSH".to_owned(), id };
+        // All places near the ends of messages, and some of the others.
+        let near = |at: &usize| ends.iter().any(|end| at.abs_diff(*end) < 8);
+        for at in (0..=stream.len()).filter(|at| near(at) || at % 997 == 0) {
+            let mut incoming = Incoming::new(Side::Source);
+            incoming.push(stream.slice(..at)).expect("messages");
+            let (mut bytes, mut changes) = taken(&mut incoming);
+            assert!(ends.contains(&bytes.len()), "cut at {at}");
+            incoming.push(stream.slice(at..)).expect("messages");
+            let (more, more_changes) = taken(&mut incoming);
+            bytes.extend(more);
+            changes.extend(more_changes);
+            assert!(bytes == stream, "cut at {at}");
+            assert_eq!(changes, [Change::Start(ssh(1)), Change::Reset(ssh(1))]);
+        }
+    }
+
+    #[test]
+    fn byte_by_byte_is_the_same_and_holds_one_unfinished_message() {
+        let stream = stream();
+        let mut incoming = Incoming::new(Side::Source);
+        let mut bytes = Vec::new();
+        for at in 0..stream.len() {
+            incoming.push(stream.slice(at..=at)).expect("messages");
+            assert!(incoming.unfinished.len() <= LENGTH + usize::from(u16::MAX));
+            bytes.extend(taken(&mut incoming).0);
+        }
+        assert!(bytes == stream && incoming.unfinished.is_empty());
+    }
+
+    #[test]
+    fn what_comes_before_a_violation_is_there() {
+        let good = stream();
+        let mut incoming = Incoming::new(Side::Source);
+        let bytes = [&good[..], &[0, 2, 8, 4, 0, 0]].concat();
+        assert_eq!(incoming.push(bytes.into()), Err(Violation::NotAClients("SESSION_RESET")));
+        assert!(taken(&mut incoming).0 == good);
+    }
+
+    #[test]
+    fn long_messages_are_passed_on_without_a_copy_and_short_ones_in_batches() {
+        let mut incoming = Incoming::new(Side::Source);
+        let mut long = BytesMut::new();
+        codec::encode(&message(MessageType::Data, 1, MAX_PAYLOAD), &mut long).expect("it fits");
+        let long = long.freeze();
+        incoming.push(long.clone()).expect("a message");
+        let batch = incoming.take_next().expect("a batch");
+        assert_eq!((batch.bytes.as_ptr(), batch.bytes.len()), (long.as_ptr(), long.len()));
+        let mut short = BytesMut::new();
+        codec::encode(&message(MessageType::Data, 1, 50), &mut short).expect("it fits");
+        let short = short.freeze();
+        for _ in 0..BATCH / short.len() {
+            incoming.push(short.clone()).expect("a message");
+        }
+        assert!(incoming.next().is_none());
+        incoming.push(short).expect("a message");
+        assert!(incoming.take_next().is_some_and(|batch| batch.bytes.len() >= BATCH));
+    }
+}
