@@ -71,6 +71,9 @@ impl Side {
 /// Bytes that are read from a TCP connection at once. rustls asks for 4 KiB at a time.
 const READ_AT_ONCE: usize = 64 << 10;
 
+/// Bytes that are encrypted at once: a frame of the longest, or what waits behind shorter ones.
+const WRITE_AT_ONCE: usize = 256 << 10;
+
 /// Accepts connections for ever.
 pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) -> Infallible {
     loop {
@@ -89,7 +92,10 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
         None => http(stream, shared).await,
         Some(acceptor) => {
             // An error ends this connection: the client does not like the certificate, most likely.
-            if let Ok(stream) = acceptor.accept(BufReader::with_capacity(READ_AT_ONCE, stream)).await {
+            let stream = BufReader::with_capacity(READ_AT_ONCE, stream);
+            // A frame is encrypted as a whole: by default rustls takes 64 KiB, a bit less than a frame with a full message.
+            let accepted = acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(WRITE_AT_ONCE)));
+            if let Ok(stream) = accepted.await {
                 http(stream, shared).await;
             }
         }
