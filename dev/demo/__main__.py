@@ -67,7 +67,8 @@ def start(processes):
 
     step(f"AWS IoT Secure Tunneling, emulated: AWS's quotas, and at most {MAX_OPEN_TUNNELS} open tunnels")
     log = directory / "emulator.log"
-    processes.start("the emulator", [programs / "secure-tunneling-emulator", "--listen=127.0.0.1:0"], log)
+    free_ports = ["--listen=127.0.0.1:0", "--data-listen=127.0.0.1:0"]
+    processes.start("the emulator", [programs / "secure-tunneling-emulator", *free_ports], log)
     said = processes.wait_until("the emulator listens", lambda: re.search(r"listening on (http://\S+)\n", log.read_text()))
     aws = Emulator(said[1])
     aws("PUT", "quotas", AWS_QUOTAS | {"maxOpenTunnels": MAX_OPEN_TUNNELS})

@@ -22,6 +22,11 @@ impl Millis {
         self.0 as f64 / 1000.0
     }
 
+    /// How long it is from `earlier` to this moment; none if that is not earlier.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
     pub(crate) fn timestamp(self) -> Timestamp {
         Timestamp::from_millisecond(self.0).unwrap_or(Timestamp::MAX)
     }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::data::{DataFault, Side, faults};
 use crate::faults::{Fault, FaultKind};
 use crate::quotas::{Meter, Quotas};
 use crate::shared::{Shared, State};
@@ -96,6 +97,13 @@ pub(crate) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) 
             set_faults(shared, faults);
             Ok(json!({}))
         }
+        "/data-faults" => {
+            takes(method, Method::PUT, "PUT")?;
+            let faults: Vec<DataFault> = read(body)?;
+            faults.iter().try_for_each(DataFault::check).map_err(ControlError::BadRequest)?;
+            set_data_faults(shared, faults);
+            Ok(json!({}))
+        }
         "/clock" => {
             takes(method, Method::POST, "POST")?;
             let Advance { advance_seconds } = read(body)?;
@@ -112,6 +120,11 @@ pub(crate) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) 
             Ok(json!({}))
         }
         _ => {
+            let thing = path.strip_prefix("/things/").and_then(|rest| rest.strip_suffix("/notifications"));
+            if let Some(thing) = thing {
+                takes(method, Method::GET, "GET")?;
+                return Ok(shared.look(|state| json!(state.service.notifications.of(thing))));
+            }
             let id = path.strip_prefix("/tunnels/").and_then(|rest| rest.strip_suffix("/connections"));
             let id = id.ok_or_else(|| ControlError::NoSuchPath(format!("/_emulator{path}")))?;
             takes(method, Method::POST, "POST")?;
@@ -143,8 +156,24 @@ pub(crate) fn set_faults(shared: &Shared, faults: Vec<Fault>) {
     shared.change(|state| state.faults = faults);
 }
 
+/// Replaces the faults of the data plane, also of who is connected.
+pub(crate) fn set_data_faults(shared: &Shared, faults: Vec<DataFault>) {
+    shared.change(|state| {
+        state.data_faults = faults;
+        for tunnel in state.service.store.all_mut() {
+            for side in [Side::Source, Side::Destination] {
+                tunnel.link.set_fault(side, || faults::take_of_connection(&mut state.data_faults, side));
+            }
+        }
+    });
+}
+
 pub(crate) fn advance_clock(shared: &Shared, by: Duration) {
-    shared.change(|state| state.service.clock.advance(by));
+    shared.change(|state| {
+        state.service.clock.advance(by);
+        state.service.end_expired();
+    });
+    shared.expiries.notify_one();
 }
 
 pub(crate) fn set_connections(shared: &Shared, tunnel_id: &str, connections: Connections) -> Result<(), ControlError> {
@@ -155,6 +184,14 @@ pub(crate) fn set_connections(shared: &Shared, tunnel_id: &str, connections: Con
         tunnel.connect(connections.source, connections.destination, now);
         Ok(())
     })?
+}
+
+/// What DescribeTunnel tells about a visible tunnel's connections.
+pub(crate) fn connections(state: &mut State, tunnel_id: &str) -> Option<Connections> {
+    let now = state.service.clock.now();
+    let tunnel = state.service.store.get_mut(tunnel_id, now)?;
+    let status = |side| Some(tunnel.status_of(side, now));
+    Some(Connections { source: status(Side::Source), destination: status(Side::Destination) })
 }
 
 /// Does something to a visible tunnel.

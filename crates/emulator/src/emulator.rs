@@ -11,7 +11,10 @@ use tokio::net::TcpListener;
 
 use crate::calls::Call;
 use crate::control::{self, Connections, ControlError};
+use crate::data::tls::Tls;
+use crate::data::{self, DataFault};
 use crate::faults::Fault;
+use crate::notifications::Notification;
 use crate::quotas::Quotas;
 use crate::server;
 use crate::shared::{Config, Shared};
@@ -24,23 +27,35 @@ use crate::tunnel::{LiveTokens, TunnelInfo};
 pub struct Emulator {
     shared: Arc<Shared>,
     addr: SocketAddr,
+    data_addr: SocketAddr,
+    data_tls: bool,
+    data_ca_pem: Option<String>,
 }
 
 impl Emulator {
     /// Starts an emulator that answers as soon as this returns.
     ///
     /// # Errors
-    /// When `config.listen` cannot be listened on, most often because it is in use.
+    /// When an address cannot be listened on, most often because it is in use, or the data plane's certificate cannot
+    /// be used. The message says which.
     pub async fn start(config: Config) -> io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
-        let addr = listener.local_addr()?;
+        let listener = bind(config.listen).await?;
+        let data_listener = bind(config.data_listen).await?;
+        let tls = Tls::new(&config.data_tls, config.data_listen.ip())?;
+        let (addr, data_addr) = (listener.local_addr()?, data_listener.local_addr()?);
+        let (acceptor, data_ca_pem) = tls.map(|tls| (tls.acceptor, tls.ca_pem)).unzip();
+        let data_tls = acceptor.is_some();
         let shared = Arc::new(Shared::new(config));
         let serving = server::serve(listener, Arc::clone(&shared));
         shared.tasks.spawn(async move { match serving.await {} });
-        Ok(Self { shared, addr })
+        let serving = data::serve(data_listener, acceptor, Arc::clone(&shared));
+        shared.tasks.spawn(async move { match serving.await {} });
+        let expiring = data::expire(Arc::clone(&shared));
+        shared.tasks.spawn(async move { match expiring.await {} });
+        Ok(Self { shared, addr, data_addr, data_tls, data_ca_pem: data_ca_pem.flatten() })
     }
 
-    /// Stops it and returns when its port is free again, for another emulator to be
+    /// Stops it and returns when its ports are free again, for another emulator to be
     /// started there.
     pub async fn stop(self) {
         if let Some(mut tasks) = self.shared.tasks.abort() {
@@ -57,6 +72,23 @@ impl Emulator {
     /// as `http://127.0.0.1:4570`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Where its data plane listens.
+    pub fn data_addr(&self) -> SocketAddr {
+        self.data_addr
+    }
+
+    /// The URL to give to a local proxy, as `ws://127.0.0.1:4571`, or `wss://…` with TLS.
+    pub fn data_endpoint(&self) -> String {
+        let scheme = if self.data_tls { "wss" } else { "ws" };
+        format!("{scheme}://{}", self.data_addr)
+    }
+
+    /// What a client of the data plane must trust with [`DataTls::SelfSigned`](crate::DataTls::SelfSigned): a
+    /// certificate as PEM.
+    pub fn data_ca_pem(&self) -> Option<&str> {
+        self.data_ca_pem.as_deref()
     }
 
     /// The service's clock.
@@ -94,6 +126,16 @@ impl Emulator {
         control::set_faults(&self.shared, faults.into_iter().collect());
     }
 
+    /// Replaces all faults of the data plane, also of who is connected.
+    pub fn set_data_faults(&self, faults: impl IntoIterator<Item = DataFault>) {
+        control::set_data_faults(&self.shared, faults.into_iter().collect());
+    }
+
+    /// What AWS would have published on `$aws/things/{thing}/tunnels/notify` since the last reset, oldest first.
+    pub fn notifications(&self, thing: &str) -> Vec<Notification> {
+        self.shared.look(|state| state.service.notifications.of(thing).to_vec())
+    }
+
     /// Advances the service's clock, at most to the end of the year 9999.
     pub fn advance_clock(&self, by: Duration) {
         control::advance_clock(&self.shared, by);
@@ -105,6 +147,11 @@ impl Emulator {
     /// When no such tunnel is visible, or it is closed.
     pub fn set_connections(&self, tunnel_id: &str, connections: Connections) -> Result<(), ControlError> {
         control::set_connections(&self.shared, tunnel_id, connections)
+    }
+
+    /// What DescribeTunnel tells about a tunnel's connections. `None`: no such tunnel is visible.
+    pub fn connections(&self, tunnel_id: &str) -> Option<Connections> {
+        self.shared.look(|state| control::connections(state, tunnel_id))
     }
 
     /// Closes a tunnel as a third party would; the log of calls does not show it. A
@@ -157,6 +204,23 @@ impl Emulator {
     pub async fn wait_tunnels(&self, mut condition: impl FnMut(&[TunnelInfo]) -> bool) {
         self.shared.wait(|state| condition(&control::tunnels(state))).await;
     }
+
+    /// Returns once these are a tunnel's connections, as DescribeTunnel tells them; `None` of a side waits for nothing.
+    /// It is looked at when [`Emulator::wait_tunnels`] looks at its condition, and when a side connects or leaves.
+    pub async fn wait_connections(&self, tunnel_id: &str, wanted: Connections) {
+        let fits = |wanted: Option<_>, is: Option<_>| wanted.is_none() || wanted == is;
+        self.shared
+            .wait(|state| {
+                control::connections(state, tunnel_id)
+                    .is_some_and(|is| fits(wanted.source, is.source) && fits(wanted.destination, is.destination))
+            })
+            .await;
+    }
+}
+
+async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}"));
+    TcpListener::bind(addr).await.map_err(failed)
 }
 
 impl Drop for Emulator {
@@ -167,6 +231,9 @@ impl Drop for Emulator {
 
 impl fmt::Debug for Emulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Emulator").field("endpoint", &self.endpoint()).finish()
+        f.debug_struct("Emulator")
+            .field("endpoint", &self.endpoint())
+            .field("data_endpoint", &self.data_endpoint())
+            .finish()
     }
 }

@@ -3,7 +3,8 @@
 //! [`Emulator::start`] runs one in this process; the program of the same name runs one
 //! by itself. Both speak AWS JSON 1.1 (`server`, `api`) with the constraints, errors,
 //! quotas, pagination, expiry and retention of the service (`requests`, `constraints`,
-//! `service`, `tunnel`), and do wrong what they are told to (`faults`). The control API
+//! `service`, `tunnel`), carry what passes through a tunnel (`data`), and do wrong what
+//! they are told to (`faults`, `data::faults`). The control API
 //! (`control` over HTTP, [`Emulator`] in Rust) sets and tells what no AWS does.
 //!
 //! ```
@@ -25,10 +26,12 @@ mod calls;
 mod clock;
 mod constraints;
 mod control;
+mod data;
 mod emulator;
 mod error;
 mod faults;
 mod members;
+mod notifications;
 mod operation;
 mod quotas;
 mod requests;
@@ -41,9 +44,11 @@ mod tunnel;
 
 pub use calls::Call;
 pub use control::{Connections, ControlError};
+pub use data::{DataFault, DataFaultKind, Side};
 pub use emulator::Emulator;
 pub use faults::{Fault, FaultKind};
+pub use notifications::Notification;
 pub use operation::Operation;
 pub use quotas::Quotas;
-pub use shared::Config;
+pub use shared::{Config, DataTls};
 pub use tunnel::{ConnectionStatus, LiveTokens, TunnelInfo, TunnelStatus};

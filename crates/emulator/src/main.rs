@@ -1,16 +1,19 @@
 //! The emulator as a program: flags and signals.
 
+use std::env;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use secure_tunneling_emulator::{Config, Emulator, Quotas};
+use secure_tunneling_emulator::{Config, DataTls, Emulator, Quotas};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A local AWS IoT Secure Tunneling: all 8 operations of its API, with its constraints,
-/// quotas, expiry and retention. Point any AWS SDK or CLI at it by
-/// AWS_ENDPOINT_URL_IOTSECURETUNNELING. Credentials are read, never checked; tunnels
+/// quotas, expiry and retention, and its data plane. Point any AWS SDK or CLI at it by
+/// AWS_ENDPOINT_URL_IOTSECURETUNNELING, a local proxy by its endpoint. Credentials are read, never checked; tunnels
 /// live in memory. Tests control it under /_emulator.
 #[derive(Parser)]
 #[command(version)]
@@ -20,10 +23,28 @@ struct Args {
         long,
         env = "SECURE_TUNNELING_EMULATOR_LISTEN",
         value_name = "ADDRESS:PORT",
-        value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:4570"
     )]
     listen: SocketAddr,
+
+    /// Address and port of the data plane; port 0 takes a free one
+    #[arg(
+        long,
+        env = "SECURE_TUNNELING_EMULATOR_DATA_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:4571"
+    )]
+    data_listen: SocketAddr,
+
+    /// TLS of the data plane, which is ws:// without: `self-signed`, by an authority whose certificate is written to a
+    /// file that is told at start, or the PEM files of a certificate chain and its key
+    #[arg(
+        long,
+        env = "SECURE_TUNNELING_EMULATOR_DATA_TLS",
+        value_name = "self-signed|CERT,KEY",
+        value_parser = data_tls
+    )]
+    data_tls: Option<DataTls>,
 
     /// Quotas at start and after a reset
     #[arg(long, env = "SECURE_TUNNELING_EMULATOR_QUOTAS", default_value = "aws")]
@@ -61,6 +82,39 @@ fn account_id(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn data_tls(text: &str) -> Result<DataTls, String> {
+    match text.split_once(',') {
+        None if text == "self-signed" => Ok(DataTls::SelfSigned),
+        Some((chain, key)) if !chain.is_empty() && !key.is_empty() => {
+            Ok(DataTls::Certificate { chain: chain.into(), key: key.into() })
+        }
+        _ => Err("it is self-signed, or two files as cert.pem,key.pem".to_owned()),
+    }
+}
+
+/// The file with the certificate that clients of the data plane must trust. It is removed with this value.
+struct CaFile(PathBuf);
+
+impl CaFile {
+    /// Named by the port, which is this program's alone.
+    fn write(port: u16, pem: &str) -> io::Result<Self> {
+        let path = env::temp_dir().join(format!("secure-tunneling-emulator-{port}-ca.pem"));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Never through what somebody else has put there meanwhile.
+        File::create_new(&path)?.write_all(pem.as_bytes())?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for CaFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Args::parse()).await {
@@ -81,12 +135,18 @@ async fn run(args: Args) -> Result<(), String> {
         StartQuotas::Aws => Quotas::aws(),
         StartQuotas::None => Quotas::none(),
     };
-    let Args { listen, region, account_id, .. } = args;
-    let emulator = Emulator::start(Config { listen, quotas, region, account_id })
-        .await
-        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let Args { listen, region, account_id, data_listen, data_tls, .. } = args;
+    let data_tls = data_tls.unwrap_or_default();
+    let config = Config { listen, quotas, region, account_id, data_listen, data_tls };
+    let emulator = Emulator::start(config).await.map_err(|error| error.to_string())?;
+    let ca_file = emulator.data_ca_pem().map(|pem| CaFile::write(emulator.data_addr().port(), pem));
+    let ca_file = ca_file.transpose().map_err(|error| format!("cannot write the CA certificate: {error}"))?;
+    let mut lines = format!("listening on {}\ndata plane on {}\n", emulator.endpoint(), emulator.data_endpoint());
+    if let Some(CaFile(path)) = &ca_file {
+        lines.push_str(&format!("data plane's CA certificate in {}\n", path.display()));
+    }
     // Whether anybody reads it is not the emulator's business.
-    let _ = writeln!(io::stdout(), "listening on {}", emulator.endpoint());
+    let _ = io::stdout().write_all(lines.as_bytes());
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -118,6 +118,8 @@ pub(crate) struct RotateTunnelAccessToken {
     pub(crate) tunnel_id: String,
     pub(crate) source: bool,
     pub(crate) destination: bool,
+    /// Whom to tell the destination's new token, instead of whom the tunnel was opened for.
+    pub(crate) config: Option<Destination>,
 }
 
 impl RotateTunnelAccessToken {
@@ -143,7 +145,7 @@ impl RotateTunnelAccessToken {
         if config.is_some() && !destination {
             return Err(ApiError::validation("You can not use DestinationConfig with source clientMode."));
         }
-        Ok(Self { tunnel_id, source, destination })
+        Ok(Self { tunnel_id, source, destination, config })
     }
 }
 

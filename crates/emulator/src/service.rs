@@ -1,9 +1,13 @@
 //! The 8 operations on the account's tunnels. No I/O, no faults, no call rates.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::clock::{Clock, Millis};
+use crate::data::link::Goodbye;
 use crate::error::ApiError;
+use crate::notifications::Notifications;
 use crate::operation::Operation;
 use crate::requests::{
     CloseTunnel, DescribeTunnel, ListTagsForResource, ListTunnels, MAX_TAGS, OpenTunnel, RotateTunnelAccessToken,
@@ -18,11 +22,17 @@ pub(crate) struct Service {
     account: String,
     pub(crate) clock: Clock,
     pub(crate) store: Store,
+    pub(crate) notifications: Notifications,
 }
 
 impl Service {
     pub(crate) fn new(account: &str) -> Self {
-        Self { account: account.to_owned(), clock: Clock::new(), store: Store::default() }
+        Self {
+            account: account.to_owned(),
+            clock: Clock::new(),
+            store: Store::default(),
+            notifications: Notifications::default(),
+        }
     }
 
     /// Carries out one call that came in for `region`. A tunnel is seen in its own
@@ -60,6 +70,20 @@ impl Service {
         }
     }
 
+    /// Ends the connections of tunnels whose lifetime is over. Returns how long it is until the next one's is.
+    pub(crate) fn end_expired(&mut self) -> Option<Duration> {
+        let now = self.clock.now();
+        let connected = self.store.all_mut().filter(|tunnel| tunnel.link.is_connected());
+        connected.fold(None, |next: Option<Duration>, tunnel| {
+            let left = tunnel.expires_at().since(now);
+            if left.is_zero() {
+                tunnel.link.end(Goodbye::Expired);
+                return next;
+            }
+            Some(next.map_or(left, |next| next.min(left)))
+        })
+    }
+
     fn open(
         &mut self,
         request: OpenTunnel,
@@ -80,6 +104,7 @@ impl Service {
             "sourceAccessToken": tunnel.tokens().source,
             "destinationAccessToken": tunnel.tokens().destination,
         });
+        self.notifications.publish(&tunnel, tunnel.destination());
         self.store.insert(tunnel);
         Ok(answer)
     }
@@ -114,12 +139,16 @@ impl Service {
     }
 
     fn rotate(&mut self, request: &RotateTunnelAccessToken, region: &str, now: Millis) -> Result<Value, ApiError> {
-        let tunnel = self.tunnel(&request.tunnel_id, region, now)?;
+        let found = self.store.get_mut(&request.tunnel_id, now).filter(|tunnel| tunnel.region == region);
+        let tunnel = found.ok_or_else(|| not_found(&request.tunnel_id))?;
         // The one error that the model allows this operation.
         if !tunnel.is_open(now) {
             return Err(ApiError::not_found(format!("Tunnel {} is closed", tunnel.id)));
         }
         tunnel.rotate(request.source, request.destination, now);
+        if request.destination {
+            self.notifications.publish(tunnel, request.config.as_ref().or(tunnel.destination()));
+        }
         let mut answer = Map::new();
         answer.insert("tunnelArn".into(), json!(tunnel.arn));
         if request.source {
@@ -143,7 +172,7 @@ impl Service {
 
     fn tunnel(&mut self, id: &str, region: &str, now: Millis) -> Result<&mut Tunnel, ApiError> {
         let found = self.store.get_mut(id, now).filter(|tunnel| tunnel.region == region);
-        found.ok_or_else(|| ApiError::not_found(format!("Tunnel {id} not found")))
+        found.ok_or_else(|| not_found(id))
     }
 
     fn resource(&mut self, arn: &str, region: &str, now: Millis) -> Result<&mut Tunnel, ApiError> {
@@ -152,6 +181,10 @@ impl Service {
             .filter(|tunnel| tunnel.arn == arn && tunnel.region == region)
             .ok_or_else(|| ApiError::not_found(format!("Resource {arn} not found")))
     }
+}
+
+fn not_found(tunnel_id: &str) -> ApiError {
+    ApiError::not_found(format!("Tunnel {tunnel_id} not found"))
 }
 
 /// The last part of `arn:aws:iot:REGION:ACCOUNT:tunnel/ID`.

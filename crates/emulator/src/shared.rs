@@ -1,12 +1,15 @@
 //! What the HTTP API, the control API and the Rust API work on.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::calls::CallLog;
+use crate::data::DataFault;
+use crate::data::link::Goodbye;
 use crate::faults::Fault;
 use crate::quotas::{Meter, Quotas};
 use crate::service::Service;
@@ -23,16 +26,41 @@ pub struct Config {
     pub region: String,
     /// The 12-digit account that owns every tunnel.
     pub account_id: String,
+    /// Where the data plane listens. Port 0: a free one.
+    pub data_listen: SocketAddr,
+    /// How the data plane is secured.
+    pub data_tls: DataTls,
+}
+
+/// How the data plane is secured.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DataTls {
+    /// Not at all: `ws://`.
+    #[default]
+    Off,
+    /// `wss://` with a certificate for localhost, 127.0.0.1, ::1 and the address that is listened on, by an authority
+    /// that is made at start.
+    SelfSigned,
+    /// `wss://` with a certificate that there is. Both files are PEM.
+    Certificate {
+        /// The server's certificate, then those of intermediate authorities.
+        chain: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+    },
 }
 
 impl Default for Config {
-    /// A free port of 127.0.0.1, AWS's quotas, us-east-1, account 123456789012.
+    /// Free ports of 127.0.0.1, a data plane without TLS, AWS's quotas, us-east-1, account 123456789012.
     fn default() -> Self {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: any_port,
             quotas: Quotas::aws(),
             region: "us-east-1".to_owned(),
             account_id: "123456789012".to_owned(),
+            data_listen: any_port,
+            data_tls: DataTls::Off,
         }
     }
 }
@@ -42,6 +70,7 @@ pub(crate) struct State {
     pub(crate) service: Service,
     pub(crate) meter: Meter,
     pub(crate) faults: Vec<Fault>,
+    pub(crate) data_faults: Vec<DataFault>,
     pub(crate) calls: CallLog,
 }
 
@@ -49,6 +78,8 @@ pub(crate) struct State {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) tasks: Tasks,
+    /// The next expiry of a tunnel with connections may be nearer than it was.
+    pub(crate) expiries: Notify,
     state: Mutex<State>,
     changes: watch::Sender<()>,
 }
@@ -59,10 +90,11 @@ impl Shared {
             service: Service::new(&config.account_id),
             meter: Meter::new(&config.quotas, Instant::now()),
             faults: Vec::new(),
+            data_faults: Vec::new(),
             calls: CallLog::default(),
         };
         let changes = watch::Sender::new(());
-        Self { config, tasks: Tasks::default(), state: Mutex::new(state), changes }
+        Self { config, tasks: Tasks::default(), expiries: Notify::new(), state: Mutex::new(state), changes }
     }
 
     /// Does something to the state, then wakes whoever waits for a change.
@@ -88,9 +120,13 @@ impl Shared {
 
     pub(crate) fn reset(&self) {
         self.change(|state| {
+            for tunnel in state.service.store.all_mut() {
+                tunnel.link.end(Goodbye::Reset);
+            }
             state.service = Service::new(&self.config.account_id);
             state.meter = Meter::new(&self.config.quotas, Instant::now());
             state.faults.clear();
+            state.data_faults.clear();
             state.calls.reset();
         });
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::clock::Millis;
+use crate::data::Side;
 use crate::tunnel::Tunnel;
 
 /// Tunnels by the number of their opening, which is also the position that a page of
@@ -48,6 +49,19 @@ impl Store {
     pub(crate) fn newest_first(&self, before: u64, now: Millis) -> impl Iterator<Item = (u64, &Tunnel)> {
         let older = self.tunnels.range(..before).rev().map(|(number, tunnel)| (*number, tunnel));
         older.filter(move |(_, tunnel)| tunnel.is_visible(now))
+    }
+
+    /// All tunnels that are held, oldest first.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Tunnel> {
+        self.tunnels.values_mut()
+    }
+
+    /// The visible tunnel that an access token belongs to, and its side.
+    pub(crate) fn by_token(&mut self, access_token: &str, now: Millis) -> Option<(&mut Tunnel, Side)> {
+        self.tunnels
+            .values_mut()
+            .filter(|tunnel| tunnel.is_visible(now))
+            .find_map(|tunnel| tunnel.side_of(access_token).map(|side| (tunnel, side)))
     }
 
     pub(crate) fn open_tunnels(&self, now: Millis) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,9 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::clock::{Millis, rfc3339};
-use crate::requests::{OpenTunnel, Tags};
+use crate::data::link::{Goodbye, Link, Place};
+use crate::data::{ClientToken, Refusal, Side};
+use crate::requests::{Destination, OpenTunnel, Tags};
 
 /// A closed tunnel stays visible for at least three hours (AWS IoT developer guide,
 /// "Secure tunnel lifecycle"): here for exactly three.
@@ -76,12 +79,23 @@ impl fmt::Debug for LiveTokens {
     }
 }
 
+/// Who used an access token.
+#[derive(Debug)]
+enum TokenUse {
+    /// A client without a client token: nobody may use it again.
+    Once,
+    /// A client with this client token, which may use it again.
+    By(ClientToken),
+}
+
 /// One side of a tunnel.
 #[derive(Debug)]
-pub(crate) struct Side {
+struct SideState {
     connection: ConnectionStatus,
     connection_updated_at: Millis,
     issued: u32,
+    /// Of the access token that is valid now.
+    used: Option<TokenUse>,
 }
 
 #[derive(Debug)]
@@ -95,14 +109,21 @@ pub(crate) struct Tunnel {
     updated_at: Millis,
     closed_at: Option<Millis>,
     tokens: LiveTokens,
-    source: Side,
-    destination: Side,
+    source: SideState,
+    destination: SideState,
+    /// Who is connected to its data plane.
+    pub(crate) link: Arc<Link>,
 }
 
 impl Tunnel {
     pub(crate) fn open(mut spec: OpenTunnel, region: &str, account: &str, now: Millis) -> Self {
         let id = Uuid::new_v4().to_string();
-        let side = || Side { connection: ConnectionStatus::Disconnected, connection_updated_at: now, issued: 1 };
+        let side = || SideState {
+            connection: ConnectionStatus::Disconnected,
+            connection_updated_at: now,
+            issued: 1,
+            used: None,
+        };
         Self {
             arn: format!("arn:aws:iot:{region}:{account}:tunnel/{id}"),
             id,
@@ -115,14 +136,23 @@ impl Tunnel {
             tokens: LiveTokens { source: new_token(), destination: new_token() },
             source: side(),
             destination: side(),
+            link: Arc::default(),
         }
+    }
+
+    pub(crate) fn destination(&self) -> Option<&Destination> {
+        self.spec.destination.as_ref()
+    }
+
+    pub(crate) fn services(&self) -> &[String] {
+        self.destination().map_or(&[], |destination| &destination.services)
     }
 
     pub(crate) fn thing_name(&self) -> Option<&str> {
         self.spec.destination.as_ref()?.thing_name.as_deref()
     }
 
-    fn expires_at(&self) -> Millis {
+    pub(crate) fn expires_at(&self) -> Millis {
         self.created_at.after(self.spec.lifetime_minutes)
     }
 
@@ -152,20 +182,72 @@ impl Tunnel {
         if self.is_open(now) {
             self.closed_at = Some(now);
             self.updated_at = now;
+            self.link.end(Goodbye::Closed);
         }
     }
 
-    /// Revokes the tokens of the named sides and issues new ones.
+    /// Revokes the tokens of the named sides and issues new ones. Who is connected stays connected.
     pub(crate) fn rotate(&mut self, source: bool, destination: bool, now: Millis) {
-        if source {
-            self.tokens.source = new_token();
-            self.source.issued += 1;
-        }
-        if destination {
-            self.tokens.destination = new_token();
-            self.destination.issued += 1;
+        let tokens = &mut self.tokens;
+        for (rotated, token, side) in [
+            (source, &mut tokens.source, &mut self.source),
+            (destination, &mut tokens.destination, &mut self.destination),
+        ] {
+            if rotated {
+                *token = new_token();
+                side.issued += 1;
+                side.used = None;
+            }
         }
         self.updated_at = now;
+    }
+
+    /// The side that an access token of this tunnel is for. `None`: it is none of this tunnel's, or revoked.
+    pub(crate) fn side_of(&self, access_token: &str) -> Option<Side> {
+        if self.tokens.source == access_token {
+            Some(Side::Source)
+        } else if self.tokens.destination == access_token {
+            Some(Side::Destination)
+        } else {
+            None
+        }
+    }
+
+    fn side_mut(&mut self, side: Side) -> &mut SideState {
+        match side {
+            Side::Source => &mut self.source,
+            Side::Destination => &mut self.destination,
+        }
+    }
+
+    /// Lets a client in that has this side's access token: the token is used up by it, and whoever is connected on this
+    /// side is replaced.
+    pub(crate) fn admit(
+        &mut self,
+        side: Side,
+        client_token: Option<&ClientToken>,
+        now: Millis,
+    ) -> Result<Place, Refusal> {
+        if !self.is_open(now) {
+            return Err(Refusal::closed());
+        }
+        let state = self.side_mut(side);
+        match (&state.used, client_token) {
+            (None, None) => state.used = Some(TokenUse::Once),
+            (None, Some(token)) => state.used = Some(TokenUse::By(token.clone())),
+            (Some(TokenUse::By(first)), Some(token)) if first == token => {}
+            (Some(TokenUse::By(_)), Some(_)) => return Err(Refusal::other_client_token()),
+            (Some(_), _) => return Err(Refusal::used()),
+        }
+        self.connect_side(side, ConnectionStatus::Connected, now);
+        Ok(self.link.join(side))
+    }
+
+    /// The connection at this place has ended. It may have been replaced before.
+    pub(crate) fn leave(&mut self, place: &Place, now: Millis) {
+        if place.leave() && self.is_open(now) {
+            self.connect_side(place.side(), ConnectionStatus::Disconnected, now);
+        }
     }
 
     pub(crate) fn connect(
@@ -174,13 +256,27 @@ impl Tunnel {
         destination: Option<ConnectionStatus>,
         now: Millis,
     ) {
-        for (side, status) in [(&mut self.source, source), (&mut self.destination, destination)] {
+        for (side, status) in [(Side::Source, source), (Side::Destination, destination)] {
             if let Some(status) = status {
-                side.connection = status;
-                side.connection_updated_at = now;
-                self.updated_at = now;
+                self.connect_side(side, status, now);
             }
         }
+    }
+
+    fn connect_side(&mut self, side: Side, status: ConnectionStatus, now: Millis) {
+        let state = self.side_mut(side);
+        state.connection = status;
+        state.connection_updated_at = now;
+        self.updated_at = now;
+    }
+
+    /// What DescribeTunnel tells of a side's connection.
+    pub(crate) fn status_of(&self, side: Side, now: Millis) -> ConnectionStatus {
+        let side = match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        };
+        self.connection_at(side, now).0
     }
 
     /// The tokens as they stand, whether or not the tunnel is open.
@@ -228,11 +324,15 @@ impl Tunnel {
     }
 
     /// A tunnel that ended has no connections any more.
-    fn connection(&self, side: &Side, now: Millis) -> Value {
-        let (status, updated_at) = match self.ended_at(now) {
+    fn connection_at(&self, side: &SideState, now: Millis) -> (ConnectionStatus, Millis) {
+        match self.ended_at(now) {
             Some(ended) if side.connection == ConnectionStatus::Connected => (ConnectionStatus::Disconnected, ended),
             _ => (side.connection, side.connection_updated_at),
-        };
+        }
+    }
+
+    fn connection(&self, side: &SideState, now: Millis) -> Value {
+        let (status, updated_at) = self.connection_at(side, now);
         json!({"status": status, "lastUpdatedAt": updated_at.epoch_seconds()})
     }
 

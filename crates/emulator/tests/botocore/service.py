@@ -23,7 +23,8 @@ class Service:
     calls = 0
 
     def __init__(self):
-        command = [PROGRAM, "--listen", "127.0.0.1:0", "--quotas", "none", "--region", REGION]
+        free_ports = ["--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0"]
+        command = [PROGRAM, *free_ports, "--quotas", "none", "--region", REGION]
         self.program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.program.stdout.readline()
         self.endpoint = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line)[1]

@@ -3,6 +3,7 @@
 mod client;
 mod constraints;
 mod control;
+mod data;
 mod faults;
 mod lifecycle;
 mod lifetime;

@@ -16,9 +16,11 @@ impl Drop for Program {
 
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_secure-tunneling-emulator"));
-    for flag in ["LISTEN", "QUOTAS", "REGION", "ACCOUNT_ID"] {
+    for flag in ["LISTEN", "DATA_LISTEN", "DATA_TLS", "QUOTAS", "REGION", "ACCOUNT_ID"] {
         command.env_remove(format!("SECURE_TUNNELING_EMULATOR_{flag}"));
     }
+    // Other tests run at the same time.
+    command.env("SECURE_TUNNELING_EMULATOR_DATA_LISTEN", "127.0.0.1:0");
     command
 }
 
@@ -58,6 +60,34 @@ fn it_tells_where_it_listens_and_answers_there_with_aws_s_quotas() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("arn:aws:iot:us-east-1:123456789012:tunnel/"), "{answer}");
     assert!((0..5).any(|_| call(addr, "OpenTunnel").contains("LimitExceededException")));
+}
+
+/// The lines that a program says at its start, and the program.
+fn lines(args: &[&str], count: usize) -> (Program, Vec<String>) {
+    let mut child = command().args(args).stdout(Stdio::piped()).spawn().expect("the program");
+    let stdout = child.stdout.take().expect("stdout");
+    let program = Program(child);
+    let lines = BufReader::new(stdout).lines().take(count).map(|line| line.expect("a line")).collect();
+    (program, lines)
+}
+
+#[test]
+fn it_tells_where_the_data_plane_is_and_whom_to_trust_there() {
+    let (_program, said) = lines(&["--listen", "127.0.0.1:0"], 2);
+    let addr: SocketAddr = said[1].strip_prefix("data plane on ws://").expect("the line").parse().expect("an address");
+    let mut stream = TcpStream::connect(addr).expect("a connection");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.ends_with("The data plane answers GET /tunnel only"), "{answer}");
+
+    let (mut program, said) = lines(&["--listen", "127.0.0.1:0", "--data-tls", "self-signed"], 3);
+    assert!(said[1].starts_with("data plane on wss://127.0.0.1:"), "{said:?}");
+    let file = said[2].strip_prefix("data plane's CA certificate in ").expect("the line");
+    assert!(std::fs::read_to_string(file).expect("the file").starts_with("-----BEGIN CERTIFICATE-----"));
+    let sent = Command::new("kill").args(["-s", "TERM", &program.0.id().to_string()]).status();
+    assert!(sent.expect("kill").success() && program.0.wait().expect("the end").success());
+    assert!(!std::path::Path::new(file).exists(), "the file goes with the program");
 }
 
 #[test]
@@ -110,6 +140,10 @@ fn a_taken_port_is_told() {
     let expected = format!("secure-tunneling-emulator: cannot listen on {addr}: Address already in use");
     assert!(message.starts_with(&expected), "{message}");
     assert!(output.stdout.is_empty());
+
+    let output = self::output(&["--listen", "127.0.0.1:0", "--data-listen", &addr]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with(&expected));
 }
 
 #[test]
@@ -117,6 +151,8 @@ fn wrong_flags_are_refused_with_the_reason() {
     for (args, reason) in [
         (["--listen", "4570"], "--listen"),
         (["--quotas", "some"], "aws, none"),
+        (["--data-listen", "4571"], "--data-listen"),
+        (["--data-tls", "cert.pem"], "it is self-signed, or two files as cert.pem,key.pem"),
         (["--region", "US East"], "a region is written as us-east-1"),
         (["--account-id", "1234"], "an account ID has 12 digits"),
         (["--port", "1"], "--port"),
@@ -137,6 +173,12 @@ fn help_names_every_flag_its_default_and_its_env_twin() {
         "--listen",
         "127.0.0.1:4570",
         "SECURE_TUNNELING_EMULATOR_LISTEN",
+        "--data-listen",
+        "127.0.0.1:4571",
+        "SECURE_TUNNELING_EMULATOR_DATA_LISTEN",
+        "--data-tls",
+        "self-signed",
+        "SECURE_TUNNELING_EMULATOR_DATA_TLS",
         "--quotas",
         "[default: aws]",
         "SECURE_TUNNELING_EMULATOR_QUOTAS",
