@@ -2,9 +2,10 @@
 
 use opentunnel_proxy::config::{Config, ConfigError, Invocation};
 use opentunnel_proxy::connect::{ConnectError, Connector};
+use opentunnel_proxy::listening::{self, Listening};
+use opentunnel_proxy::proxy::{Options, Proxy, ProxyError};
 use opentunnel_proxy::stats::Stats;
 use opentunnel_proxy::{http, log};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -68,7 +69,6 @@ enum End {
     /// It was asked to stop.
     Stopped,
     /// The token is refused, and no other can come.
-    #[allow(dead_code, reason = "the driver will say so")]
     Refused(ConnectError),
 }
 
@@ -88,21 +88,15 @@ async fn serve(config: Config) -> Result<End, String> {
         http_address = Some(address);
         probes.spawn(http::serve(listener, Arc::clone(&stats)));
     }
-    run(config, connector, stats, stop, http_address).await
-}
-
-/// Here the driver is called: it connects, listens, says so with `listening::announce`, and ends when `stop` says so or
-/// the token is refused.
-async fn run(
-    _config: Config,
-    _connector: Connector,
-    _stats: Arc<Stats>,
-    mut stop: watch::Receiver<bool>,
-    _http: Option<SocketAddr>,
-) -> Result<End, String> {
-    // Its sender lives as long as the process.
-    let _ = stop.wait_for(|stop| *stop).await;
-    Ok(End::Stopped)
+    let options = Options::from(&config);
+    let Config { ends, tokens, format, .. } = config;
+    let proxy = Proxy::bind(ends, options, stats).await.map_err(|error| error.to_string())?;
+    let announce = |addresses: &[Listening]| listening::announce(format, addresses, http_address);
+    match proxy.run(&connector, tokens, stop, announce).await {
+        Ok(()) => Ok(End::Stopped),
+        Err(ProxyError::Refused(error)) => Ok(End::Refused(error)),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Says true when asked to stop: SIGTERM, SIGINT, or what Windows has. Who asks twice does not want to wait.
