@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.request
 
+from data_plane import Ends
 from kubectl import Kubectl
 from processes import ROOT, Processes, interruption
 from screen import Failed, block, check, say, step, table
@@ -67,10 +68,12 @@ def start(processes):
 
     step(f"AWS IoT Secure Tunneling, emulated: AWS's quotas, and at most {MAX_OPEN_TUNNELS} open tunnels")
     log = directory / "emulator.log"
-    free_ports = ["--listen=127.0.0.1:0", "--data-listen=127.0.0.1:0"]
-    processes.start("the emulator", [programs / "secure-tunneling-emulator", *free_ports], log)
-    said = processes.wait_until("the emulator listens", lambda: re.search(r"listening on (http://\S+)\n", log.read_text()))
+    flags = ["--listen=127.0.0.1:0", "--data-listen=127.0.0.1:0", "--data-tls=self-signed"]
+    processes.start("the emulator", [programs / "secure-tunneling-emulator", *flags], log)
+    lines = re.compile(r"listening on (\S+)\ndata plane on (\S+)\ndata plane's CA certificate in (.+)\n")
+    said = processes.wait_until("the emulator listens", lambda: lines.search(log.read_text()))
     aws = Emulator(said[1])
+    ends = Ends(processes, programs / "opentunnel-proxy", said[2], said[3], directory)
     aws("PUT", "quotas", AWS_QUOTAS | {"maxOpenTunnels": MAX_OPEN_TUNNELS})
     say(f"    {aws.endpoint}, 1 OpenTunnel and 1 CloseTunnel a second")
 
@@ -87,7 +90,7 @@ def start(processes):
     said = processes.wait_until("the operator serves /readyz", lambda: re.search(r"address=([\d.:]+)\n", log.read_text()))
     processes.wait_until("the operator is ready", lambda: http_ok(f"http://{said[1]}/readyz"))
     say("    ready: its watches are synced")
-    return serving, kubectl, aws, log
+    return serving, kubectl, aws, ends, log
 
 
 def service_account_kubeconfig(kubectl, directory):
@@ -108,7 +111,7 @@ def apply(kubectl, name):
     block(kubectl("apply", "-f", str(EXAMPLES / f"{name}.yaml")))
 
 
-def demo(kubectl, aws, operator_log):
+def demo(kubectl, aws, ends, operator_log):
     step("Two Tunnels: a plain one, and one with thing, services, tags and a SOURCE Secret")
     kubectl.watch("get", "tunnels", "--watch", "--output-watch-events")
     apply(kubectl, "plain")
@@ -123,6 +126,12 @@ def demo(kubectl, aws, operator_log):
     check({n: len(t) for n, t in tokens.items()} == {"plain-tokens": 2, "pump-7-source": 1},
           "an access token for each side that was asked for")
 
+    step("A Pod has the Secret of pump-7 mounted, and a proxy; the pump has the token that AWS published, and a service")
+    ends.start_device(aws("GET", "things/pump-7/notifications")[-1])
+    ends.volume.write(secret_data(kubectl, "pump-7-source"))
+    ends.start_pod()
+    ends.request()
+
     step("A Secret is deleted: it comes back with new tokens of its side, and no second tunnel is opened")
     kubectl.show("delete", "secret", "pump-7-source")
     kubectl.wait("tunnel/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
@@ -131,6 +140,13 @@ def demo(kubectl, aws, operator_log):
     check(len(renewed["pump-7-source"]) == 1 and renewed["pump-7-source"] != tokens["pump-7-source"],
           "the Secret is there, with another token")
     check(len(opened(aws)) == 2, "two tunnels are open in AWS")
+
+    step("The Pod sees the new token, its proxy is killed and comes back with it")
+    ends.request()
+    ends.volume.write(secret_data(kubectl, "pump-7-source"))
+    ends.kill_pod()
+    ends.start_pod()
+    ends.request()
 
     step(f"A third Tunnel meets AWS's limit of {MAX_OPEN_TUNNELS} open tunnels")
     apply(kubectl, "sensor-42")
@@ -149,8 +165,10 @@ def demo(kubectl, aws, operator_log):
     secret = {token for tokens in (tokens, renewed, access_tokens(kubectl)) for some in tokens.values() for token in some}
 
     step("The others are deleted, too")
+    ends.may_end()
     kubectl.show("delete", "tunnels", "--all")
     kubectl.wait("secrets", "--selector=opentunnel.dev/secret=tokens", "--for=delete")
+    ends.see_end()
 
     step("What AWS saw")
     calls, tunnels = aws("GET", "calls"), aws("GET", "tunnels")
@@ -176,8 +194,8 @@ def demo(kubectl, aws, operator_log):
     issued = {t["thingName"]: (t["sourceTokensIssued"], t["destinationTokensIssued"]) for t in tunnels}
     check(issued == {None: (1, 1), "pump-7": (2, 1), "sensor-42": (1, 1)}, "no tokens were asked for a second time but the lost ones")
     check(not kubectl.json("get", "tunnels,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
-    told = operator_log.read_text() + kubectl("get", "events", "-A", "-o=yaml") + "".join(kubectl.seen)
-    check(len(secret) == 6 and not any(token in told for token in secret), "no token stands in the operator's log or in an event")
+    told = operator_log.read_text() + ends.log() + kubectl("get", "events", "-A", "-o=yaml") + "".join(kubectl.seen)
+    check(len(secret) == 6 and not any(token in told for token in secret), "no token stands in a log or in an event")
 
 
 def opened(aws):
@@ -189,6 +207,11 @@ def access_tokens(kubectl):
     secrets = kubectl.json("get", "secrets", "-n", NAMESPACE, "--selector=opentunnel.dev/secret=tokens")
     return {s["metadata"]["name"]: [base64.b64decode(v).decode() for k, v in s["data"].items() if k.endswith("AccessToken")]
             for s in secrets["items"]}
+
+
+def secret_data(kubectl, name):
+    """As the API server has it: keys, and values in base64."""
+    return kubectl.json("get", "secret", name, "-n", NAMESPACE)["data"]
 
 
 def keep(processes, serving, aws, operator_log):
@@ -216,9 +239,9 @@ def main():
         sys.exit("dev/demo is run by `make demo`, which builds what it needs")
     begin, processes, serving, succeeded = time.monotonic(), Processes(), None, False
     try:
-        serving, kubectl, aws, operator_log = start(processes)
+        serving, kubectl, aws, ends, operator_log = start(processes)
         try:
-            demo(kubectl, aws, operator_log)
+            demo(kubectl, aws, ends, operator_log)
         except Failed:
             with contextlib.suppress(Failed):
                 kubectl.show("get", "tunnels", "-o=wide")

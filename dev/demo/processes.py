@@ -78,10 +78,12 @@ class Processes:
         self.watched["the control plane"] = (self.supervisor, None)
         return json.loads(line)
 
-    def start(self, name, command, log, **environment):
-        """A program that has to go on running, with its log in a file."""
-        with open(log, "w") as out:
-            self.watched[name] = (self.adopt(command, stdout=out, stderr=out, env=ENVIRONMENT | environment), log)
+    def start(self, name, command, log, stdout=None, **environment):
+        """A program that has to go on running, with its log in a file, and what it prints there or in another one."""
+        with open(log, "a") as err, open(stdout or log, "a") as out:
+            process = self.adopt(command, stdout=out, stderr=err, env=ENVIRONMENT | environment)
+        self.watched[name] = (process, log)
+        return process
 
     def adopt(self, command, **options):
         """A program that ends with the control plane, at the latest."""
