@@ -17,7 +17,9 @@ BOTOCORE_TESTS := crates/emulator/tests/botocore
 BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
 
 # Its tag is the version that deploy/ names.
-IMAGE ?= opentunnel-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= opentunnel-operator:$(VERSION)
+PROXY_IMAGE ?= opentunnel-proxy:$(VERSION)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,7 +31,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -56,7 +58,7 @@ test: test-prerequisites fmt ## All that CI checks
 # The tests on the control plane wait more than they compute: more threads than cores. (There are no doc tests.)
 test-programs:
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast --lib --bins \
-		--test cluster --test hostile --test emulator
+		--test cluster --test hostile --test emulator --test client
 
 # The dependencies stay as they are; the checker itself is six times as fast, which pays for one more build.
 OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
@@ -111,14 +113,20 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
-docs: ## Write what is generated of docs/: flags.md, tunnel.md (tests compare them)
+docs: ## Write what is generated of docs/: flags.md, tunnel.md, the flags in proxy.md (tests compare them)
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
 
-image: ## Build the container image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
-	@for engine in docker podman buildah; do \
-		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(IMAGE) .; fi; \
+BUILD_IMAGE = for engine in docker podman buildah; do \
+		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(1) -f $(2) .; fi; \
 	done; echo "docker, podman or buildah is needed, and running"; exit 1
+
+image: ## Build the operator's image (IMAGE=name:tag, BUILD_FLAGS=... of docker, podman or buildah)
+	@$(call BUILD_IMAGE,$(IMAGE),Dockerfile)
+
+image-proxy: ## Build the proxy's image (PROXY_IMAGE=name:tag, BUILD_FLAGS=...)
+	@$(call BUILD_IMAGE,$(PROXY_IMAGE),crates/proxy/Dockerfile)
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"

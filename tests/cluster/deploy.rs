@@ -151,6 +151,25 @@ async fn each_example_is_accepted_in_a_namespace_with_the_baseline_of_pod_securi
     assert!(seen >= 5, "{seen} examples");
 }
 
+#[tokio::test]
+async fn pods_with_our_proxy_are_admitted_where_restricted_is_enforced() {
+    let world = World::new().await;
+    let labels = ["pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted"];
+    assert!(world.kubectl(&[&["label", "namespace", &world.name], &labels[..]].concat()).await.ok);
+    for file in ["pump-7-pod.yaml", "pump-7-deployment.yaml"] {
+        let text = fs::read_to_string(repository().join("deploy/examples").join(file)).expect("an example");
+        let ours = text.replace("namespace: edge", &format!("namespace: {}", world.name));
+        let apply = ["apply", "--dry-run=server", "-f", "-"];
+        let said = world.kubectl_with(&ours, &apply).await;
+        assert!(said.ok && said.err.is_empty(), "{file}: {}", said.err);
+        // What the rules are for is refused.
+        let root = ours.replace("runAsNonRoot: true, runAsUser: 65532, ", "");
+        assert_ne!(root, ours);
+        let said = world.kubectl_with(&root, &apply).await;
+        assert!(said.err.contains("PodSecurity"), "{file} as root: {}", said.err);
+    }
+}
+
 #[test]
 fn the_pods_in_the_docs_are_the_examples() {
     for (page, file) in [("README.md", "pump-7-pod.yaml"), ("docs/consumers.md", "sensor-42-pod.yaml")] {

@@ -124,6 +124,34 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    /// The table of docs/proxy.md.
+    fn table() -> String {
+        let mut rows = String::from("| flag | |\n|---|---|\n");
+        let command = Args::command();
+        for arg in command.get_arguments() {
+            let letter = arg.get_short().map(|letter| format!("`-{letter}`, ")).unwrap_or_default();
+            let value = arg.get_value_names().filter(|_| arg.get_action().takes_values());
+            let value = value.and_then(|names| names.first()).map(|name| format!(" {name}")).unwrap_or_default();
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let long = arg.get_long().expect("each flag has a long name");
+            rows += &format!("| {letter}`--{long}{value}` | {help} |\n");
+        }
+        rows
+    }
+
+    #[test]
+    fn the_flags_in_docs_are_the_programs() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/proxy.md");
+        let page = std::fs::read_to_string(&path).expect("docs/proxy.md");
+        let begin = page.find("| flag | |\n").expect("a table of flags");
+        let end = begin + page[begin..].find("\n\n").expect("its end") + 1;
+        let new = [&page[..begin], &table(), &page[end..]].concat();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &new).expect("docs/proxy.md can be written");
+        }
+        assert!(std::fs::read_to_string(&path).unwrap_or_default() == new, "docs/proxy.md is old: make docs");
+    }
+
     #[test]
     fn a_time_has_a_unit_or_is_in_seconds() {
         for (text, millis) in
