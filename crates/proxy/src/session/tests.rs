@@ -9,6 +9,7 @@ mod versions;
 use super::*;
 use crate::codec;
 use bytes::BytesMut;
+use std::time::Duration;
 
 const SOURCE: Side = Side::Source;
 const DESTINATION: Side = Side::Destination;
