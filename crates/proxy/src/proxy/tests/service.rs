@@ -112,7 +112,7 @@ impl TestService {
             if !frame.is_binary() {
                 continue;
             }
-            decoder.push(frame.as_payload());
+            decoder.push(frame.into_payload().into());
             while let Some(message) = decoder.next_message().expect("messages") {
                 let other = {
                     let mut state = self.state.lock().expect("no panic");
