@@ -8,16 +8,20 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub const MAX_MESSAGE: usize = u16::MAX as usize;
 
 /// Takes messages out of a stream of bytes. It holds one unfinished message at most, besides what was given to it and
-/// not yet taken.
+/// not yet taken. A message that comes whole in one piece is not copied: it is a part of that piece.
 #[derive(Default)]
 pub struct Decoder {
-    buffered: BytesMut,
+    /// A message that comes in several pieces.
+    partial: BytesMut,
+    /// What has come behind it.
+    rest: Bytes,
 }
 
 impl Decoder {
     /// More of the stream has come.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffered.extend_from_slice(bytes);
+    pub fn push(&mut self, bytes: Bytes) {
+        self.partial.extend_from_slice(&self.rest);
+        self.rest = bytes;
     }
 
     /// The next whole message. `None`: more bytes are needed. A message that may be left out, of an unknown type, is.
@@ -25,26 +29,48 @@ impl Decoder {
     /// # Errors
     /// What comes is no message: the stream is of no use any more.
     pub fn next_message(&mut self) -> Result<Option<Message>, DecodeError> {
-        loop {
-            let Some(length) = self.buffered.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)) else {
-                return Ok(None);
-            };
-            let whole = 2 + usize::from(length);
-            if self.buffered.len() < whole {
-                return Ok(None);
-            }
-            let mut bytes = self.buffered.split_to(whole).freeze();
+        while let Some(mut bytes) = self.next_bytes() {
             bytes.advance(2);
             if let Some(message) = Message::decode(bytes)? {
                 return Ok(Some(message));
             }
         }
+        Ok(None)
+    }
+
+    /// The bytes of the next whole message, its length included.
+    fn next_bytes(&mut self) -> Option<Bytes> {
+        if self.partial.is_empty() {
+            match whole(&self.rest) {
+                Some(whole) if whole <= self.rest.len() => return Some(self.rest.split_to(whole)),
+                Some(whole) => self.partial.reserve(whole),
+                None => {}
+            }
+        }
+        while whole(&self.partial).is_none() && self.rest.has_remaining() {
+            self.partial.put_u8(self.rest.get_u8());
+        }
+        let whole = whole(&self.partial)?;
+        let missing = whole.saturating_sub(self.partial.len());
+        self.partial.reserve(missing);
+        self.partial.extend_from_slice(&self.rest.split_to(missing.min(self.rest.len())));
+        match self.partial.len() {
+            // Taken with its buffer, which would be kept as long as the message anyway.
+            length if length == whole => Some(std::mem::take(&mut self.partial).freeze()),
+            length if length > whole => Some(self.partial.split_to(whole).freeze()),
+            _ => None,
+        }
     }
 
     /// Bytes that were given to it and not yet taken.
     pub fn buffered(&self) -> usize {
-        self.buffered.len()
+        self.partial.len() + self.rest.len()
     }
+}
+
+/// The length of the message that begins here, with its length's own bytes. `None`: more are needed to know.
+fn whole(bytes: &[u8]) -> Option<usize> {
+    bytes.first_chunk().map(|length| 2 + usize::from(u16::from_be_bytes(*length)))
 }
 
 /// Writes a message behind its length.
@@ -170,7 +196,7 @@ mod tests {
             let (mut decoder, mut read, mut cuts) = (Decoder::default(), Vec::new(), cuts.into_iter().cycle());
             while !stream.is_empty() {
                 let cut = cuts.next().expect("it goes on").min(stream.len());
-                decoder.push(&stream.split_to(cut));
+                decoder.push(stream.split_to(cut).freeze());
                 while let Some(message) = decoder.next_message().expect("messages") {
                     read.push(message);
                 }
@@ -189,7 +215,7 @@ mod tests {
                 prop_assert_eq!(read, theirs(&message));
             }
             let mut decoder = Decoder::default();
-            decoder.push(&bytes);
+            decoder.push(bytes.into());
             while let Ok(Some(_)) = decoder.next_message() {}
         }
 
@@ -198,6 +224,26 @@ mod tests {
             let whole = encoded(&message).split_off(2).freeze();
             let _ = Message::decode(whole.slice(..at.index(whole.len() + 1)));
         }
+    }
+
+    #[test]
+    fn a_message_that_comes_whole_is_not_copied() {
+        let mut stream = BytesMut::new();
+        let payload = Bytes::from(vec![7; 1000]);
+        let message = Message { payload, ..Message::new(MessageType::Data) };
+        (0..3).for_each(|_| encode(&message, &mut stream).expect("it fits"));
+        let stream = stream.freeze();
+        let mut decoder = Decoder::default();
+        decoder.push(stream.slice(..1500));
+        let inside = |bytes: &Bytes| stream.as_ptr_range().contains(&bytes.as_ptr());
+        assert!(inside(&decoder.next_message().expect("a message").expect("whole").payload));
+        assert_eq!(decoder.next_message(), Ok(None));
+        // More than once before any is taken.
+        decoder.push(stream.slice(1500..1600));
+        decoder.push(stream.slice(1600..));
+        assert!(!inside(&decoder.next_message().expect("a message").expect("whole").payload));
+        assert!(inside(&decoder.next_message().expect("a message").expect("whole").payload));
+        assert_eq!((decoder.next_message(), decoder.buffered()), (Ok(None), 0));
     }
 
     #[test]

@@ -187,8 +187,18 @@ impl Proxy {
             };
             let session = Session::new(shared.ends.side(), shared.session_config(next_stream_id));
             let begin = Instant::now();
-            let ended;
-            (ended, next_stream_id) = serve::serve(&shared, session, reader, writer, &mut listeners, &mut stop).await;
+            let (ended, next) = {
+                let serving = serve::serve(&shared, session, reader, writer, &mut listeners, &mut stop);
+                let mut serving = std::pin::pin!(serving);
+                loop {
+                    // What comes meanwhile is taken at the next reconnect: this link serves.
+                    tokio::select! {
+                        served = &mut serving => break served,
+                        () = tokens.changed() => reconnect.other_tokens(),
+                    }
+                }
+            };
+            next_stream_id = next;
             shared.stats.set_connected(false);
             reconnect.lost(begin.elapsed());
             let cause = match ended {

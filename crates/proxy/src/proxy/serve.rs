@@ -142,7 +142,7 @@ async fn read(mut reader: LinkReader, hub: Arc<Hub>, shared: Arc<Shared>) -> End
             Step::Read => match reader.next().await {
                 Ok(Some(bytes)) => {
                     shared.stats.frames_received.inc();
-                    if hub.with(|session| session.receive(&bytes)).is_err() {
+                    if hub.with(|session| session.receive(bytes)).is_err() {
                         return Ended::Stopped;
                     }
                 }

@@ -130,9 +130,9 @@ impl Listener {
             }
             match listen(candidate) {
                 Ok(socket) => sockets.push(socket),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(named(error)),
                 // `localhost` has an IPv6 address on many machines that have no IPv6.
-                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => failed = Some(error),
-                Err(error) => return Err(named(error)),
+                Err(error) => failed = Some(error),
             }
         }
         match failed {
@@ -166,15 +166,19 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, service: Option<&str>, shared: &Arc<Shared>) {
     let mut link = shared.link.subscribe();
+    let mut failing = false;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept connections: trying on");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+        failing = false;
         // What is sent is sent together already: waiting for more would only be late. It fails where the client has gone.
         let _ = stream.set_nodelay(true);
         let local = Local::Tcp(stream);

@@ -64,6 +64,10 @@ impl Drop for Running {
 
 impl Running {
     async fn start(service: &Arc<TestService>, ends: Ends, options: Options) -> Self {
+        Self::start_with(service, ends, options, tokens()).await
+    }
+
+    async fn start_with(service: &Arc<TestService>, ends: Ends, options: Options, tokens: TokenSource) -> Self {
         let stats = Arc::new(Stats::new());
         let side = ends.side();
         let proxy = Proxy::bind(ends, options, Arc::clone(&stats)).await.expect("it listens");
@@ -71,7 +75,7 @@ impl Running {
         let (told, mut tell) = mpsc::unbounded_channel();
         let service = Arc::clone(service);
         let task = tokio::spawn(async move {
-            proxy.run(&service, tokens(), stopped, move |listening| told.send(listening.to_vec()).expect("told")).await
+            proxy.run(&service, tokens, stopped, move |listening| told.send(listening.to_vec()).expect("told")).await
         });
         let listening = match side {
             Side::Source => soon(tell.recv()).await.expect("it listens"),
@@ -105,8 +109,8 @@ impl Running {
 }
 
 impl Connect for Arc<TestService> {
-    async fn connect(&self, side: Side, _: &Tokens) -> Result<(LinkReader, LinkWriter), ConnectError> {
-        TestService::connect(self, side)
+    async fn connect(&self, side: Side, tokens: &Tokens) -> Result<(LinkReader, LinkWriter), ConnectError> {
+        TestService::connect(self, side, tokens)
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     Stream, Version,
 };
 use crate::message::{Message, MessageType};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a message stands to the stream of its service.
@@ -23,7 +24,7 @@ impl Session {
 
     /// The payload of a WebSocket frame has come. While the session [is paused](Session::is_paused) none is given to it:
     /// it would be kept beyond the bounds.
-    pub fn receive(&mut self, bytes: &[u8]) {
+    pub fn receive(&mut self, bytes: Bytes) {
         if self.failed.is_none() {
             self.decoder.push(bytes);
         }

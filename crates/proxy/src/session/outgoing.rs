@@ -10,6 +10,11 @@ use std::collections::BTreeMap;
 /// A message is at most so much longer than its payload: its length, and seven fields with a key each.
 const MAX_HEAD: usize = 2 + MAX_SERVICE_ID + 40;
 
+/// Bytes of a frame, at most: two messages with the largest payload. From 128 KiB on, which [`MAX_FRAME`] would be, memory
+/// allocators ask the system for each buffer.
+const FRAME: usize = 127 << 10;
+const _: () = assert!(FRAME < MAX_FRAME && 2 * (MAX_HEAD + MAX_PAYLOAD) <= FRAME);
+
 /// No connection can be opened now. [`Event::MayOpen`] says when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no connection can be opened to this service now")]
@@ -209,13 +214,12 @@ impl Session {
         }
     }
 
-    /// Appends messages to the payload of a WebSocket frame, which must be shorter than [`MAX_FRAME`] and will be no longer:
-    /// first what begins and ends connections, then one piece of each connection in turn. Returns how many.
+    /// Appends messages to the payload of a WebSocket frame, as long as they fit into [`MAX_FRAME`]: first what begins and ends connections, then one piece of each connection in turn. Returns how many.
     pub fn poll_transmit(&mut self, frame: &mut BytesMut) -> usize {
         let mut messages = 0;
         // At once for all that is there: the frame does not grow piece by piece.
         let expected = self.queued + (self.control.len() + self.ready.len()) * MAX_HEAD;
-        frame.reserve(expected.min(MAX_FRAME.saturating_sub(frame.len())));
+        frame.reserve(expected.min(FRAME.saturating_sub(frame.len())));
         loop {
             while let Some(message) = self.control.pop_front_if(|_| has_room(frame, 0)) {
                 messages += write(&message, frame);
@@ -273,7 +277,7 @@ impl Stream {
 
 /// Whether a message with such a payload goes into the frame.
 fn has_room(frame: &BytesMut, payload: usize) -> bool {
-    frame.len() + MAX_HEAD + payload <= MAX_FRAME
+    frame.len() + MAX_HEAD + payload <= FRAME
 }
 
 /// Messages that were written: what a session makes always fits, because its parts are bounded.

@@ -9,6 +9,7 @@ mod versions;
 use super::*;
 use crate::codec;
 use bytes::BytesMut;
+use std::time::Duration;
 
 const SOURCE: Side = Side::Source;
 const DESTINATION: Side = Side::Destination;
@@ -35,10 +36,10 @@ fn data(service_id: &str, stream_id: i32, connection_id: u32, payload: &[u8]) ->
     Message { payload, ..message(MessageType::Data, service_id, stream_id, connection_id) }
 }
 
-fn encoded(message: &Message) -> BytesMut {
+fn encoded(message: &Message) -> Bytes {
     let mut bytes = BytesMut::new();
     codec::encode(message, &mut bytes).expect("it fits");
-    bytes
+    bytes.freeze()
 }
 
 /// A session to which the tunnel's services were told.
@@ -57,7 +58,7 @@ fn events(session: &mut Session) -> Vec<Event> {
 }
 
 fn give(session: &mut Session, message: &Message) -> Vec<Event> {
-    session.receive(&encoded(message));
+    session.receive(encoded(message));
     events(session)
 }
 
@@ -68,7 +69,7 @@ fn frame(session: &mut Session) -> Option<BytesMut> {
 
 fn messages(bytes: &[u8]) -> Vec<Message> {
     let mut decoder = Decoder::default();
-    decoder.push(bytes);
+    decoder.push(Bytes::copy_from_slice(bytes));
     let messages = std::iter::from_fn(|| decoder.next_message().expect("messages")).collect();
     assert_eq!(decoder.buffered(), 0, "whole messages");
     messages
@@ -116,7 +117,7 @@ fn pass(from: &mut Session, to: &mut Session, cut: usize, as_seen: impl Fn(Messa
     sent(from).into_iter().for_each(|message| codec::encode(&as_seen(message), &mut stream).expect("it fits"));
     let mut all = Vec::new();
     for piece in stream.chunks(cut) {
-        to.receive(piece);
+        to.receive(Bytes::copy_from_slice(piece));
         all.extend(events(to));
     }
     all

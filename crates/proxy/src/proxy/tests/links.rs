@@ -1,7 +1,9 @@
 //! Links that come and go.
 
 use super::*;
+use crate::tokens::TokenDirectory;
 use hyper::StatusCode;
+use std::path::{Path, PathBuf};
 
 fn refused() -> ConnectError {
     ConnectError::Refused { status: StatusCode::BAD_REQUEST, words: "Tunnel is closed".to_owned() }
@@ -19,12 +21,7 @@ async fn a_lost_link_resets_local_connections_and_is_made_anew_at_once() {
         assert_reset(&mut client).await;
         assert_reset(&mut server).await;
         // What begins while the destination is away is lost: the service has nobody to tell.
-        soon(async {
-            while tunnel.service.connects() < 3 {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        connects(&tunnel.service, 3).await;
         let (mut client, mut server) = tunnel.pair().await;
         client.write_all(b"after").await.expect("sent");
         assert_eq!(read_exactly(&mut server, 5).await, b"after");
@@ -123,4 +120,80 @@ async fn connections_that_do_not_end_are_ended_after_the_drain() {
             }
         }
     }
+}
+
+/// A directory that is removed when this is dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path =
+            std::env::temp_dir().join(format!("opentunnel-proxy-tokens-{}-{}", std::process::id(), fastrand::u64(..)));
+        std::fs::create_dir(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn write(&self, token: &str) {
+        std::fs::write(Path::new(&self.0).join("sourceAccessToken"), token).expect("written");
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn source_with(service: &Arc<TestService>, directory: &Directory) -> Running {
+    let tokens = TokenSource::Directory(TokenDirectory::open(directory.0.clone(), Side::Source));
+    Running::start_with(service, source(Services::Only(listen("127.0.0.1", 0))), options(), tokens).await
+}
+
+async fn connects(service: &TestService, count: usize) {
+    soon(async {
+        while service.connects() < count {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_refused_is_not_tried_again_and_another_is_taken_at_once() {
+    let (service, directory) = (TestService::new(&["SSH"]), Directory::new());
+    service.rotate("second");
+    directory.write("first");
+    let source = source_with(&service, &directory).await;
+    connects(&service, 1).await;
+    // Longer than the first waits between two attempts would be.
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(service.connects(), 1);
+    directory.write("second");
+    source.connected().await;
+    assert_eq!(service.connects(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_changes_while_the_link_serves_is_taken_at_the_next_reconnect() {
+    let (service, directory) = (TestService::new(&["SSH"]), Directory::new());
+    directory.write("first");
+    let source = source_with(&service, &directory).await;
+    source.connected().await;
+    service.rotate("second");
+    directory.write("second");
+    // The directory is looked at once a second.
+    sleep(Duration::from_millis(2500)).await;
+    assert_eq!(service.connects(), 1);
+    service.cut(Side::Source);
+    connects(&service, 2).await;
+    source.connected().await;
+    assert_eq!(service.connects(), 2, "the first one was not tried again");
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_there_yet_is_waited_for() {
+    let (service, directory) = (TestService::new(&["SSH"]), Directory::new());
+    let source = source_with(&service, &directory).await;
+    directory.write("first");
+    source.connected().await;
 }

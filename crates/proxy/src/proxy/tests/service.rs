@@ -5,8 +5,10 @@ use crate::codec::{self, Decoder};
 use crate::connect::ConnectError;
 use crate::link::{self, Keepalive, LinkReader, LinkWriter};
 use crate::message::{Message, MessageType};
+use crate::tokens::Tokens;
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
+use hyper::StatusCode;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
@@ -29,6 +31,8 @@ struct State {
     /// By service: what a side that is left alone is told.
     streams: BTreeMap<String, i32>,
     refusals: VecDeque<ConnectError>,
+    /// The only access token that is taken.
+    token: Option<String>,
     connects: usize,
 }
 
@@ -61,15 +65,24 @@ impl TestService {
         self.state.lock().expect("no panic").refusals.extend(refusals);
     }
 
+    /// From now on another access token is the right one.
+    pub fn rotate(&self, token: &str) {
+        self.state.lock().expect("no panic").token = Some(token.to_owned());
+    }
+
     pub fn connects(&self) -> usize {
         self.state.lock().expect("no panic").connects
     }
 
-    pub fn connect(self: &Arc<Self>, side: Side) -> Result<(LinkReader, LinkWriter), ConnectError> {
+    pub fn connect(self: &Arc<Self>, side: Side, tokens: &Tokens) -> Result<(LinkReader, LinkWriter), ConnectError> {
         let mut state = self.state.lock().expect("no panic");
         state.connects += 1;
         if let Some(refusal) = state.refusals.pop_front() {
             return Err(refusal);
+        }
+        if state.token.as_deref().is_some_and(|token| token != tokens.access.reveal()) {
+            let words = "Invalid access token".to_owned();
+            return Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, words });
         }
         let (near, far) = tokio::io::duplex(64 << 10);
         let (out, forwarded) = mpsc::channel(4);
@@ -112,7 +125,7 @@ impl TestService {
             if !frame.is_binary() {
                 continue;
             }
-            decoder.push(frame.as_payload());
+            decoder.push(frame.into_payload().into());
             while let Some(message) = decoder.next_message().expect("messages") {
                 let other = {
                     let mut state = self.state.lock().expect("no panic");

@@ -157,7 +157,7 @@ fn a_reader_that_stands_still_is_given_up_alone() {
     source.tick(at(0));
     source.tick(at(1000));
     give(&mut source, &data("SSH", 1, 1, &[1; 60_000]));
-    source.receive(&encoded(&data("SSH", 1, 2, b"waits")));
+    source.receive(encoded(&data("SSH", 1, 2, b"waits")));
     assert!(source.is_paused() && events(&mut source).is_empty());
     source.tick(at(1001));
     // Slowly is not still.
@@ -183,7 +183,7 @@ fn a_reader_that_stands_still_at_the_end_is_given_up_too() {
     let key = open_all(&mut source, 1)[0];
     sent(&mut source);
     (0..2).for_each(|_| drop(give(&mut source, &data("SSH", 1, 1, &[1; 60_000]))));
-    source.receive(&encoded(&message(MessageType::ConnectionReset, "SSH", 1, 1)));
+    source.receive(encoded(&message(MessageType::ConnectionReset, "SSH", 1, 1)));
     source.tick(begin);
     source.tick(begin + Duration::from_secs(30));
     assert_eq!(source.take(key), Taken::End(End::Stalled));
@@ -218,7 +218,7 @@ fn a_flood_of_what_must_be_answered_is_not_read_on() {
     for stream_id in 1..1000 {
         flood.extend(encoded(&message(MessageType::StreamStart, "WEB", stream_id, 1)));
     }
-    destination.receive(&flood);
+    destination.receive(flood.freeze());
     let mut refused = events(&mut destination).len();
     assert!(destination.control.len() == 8 && refused == 8);
     while !sent(&mut destination).is_empty() {

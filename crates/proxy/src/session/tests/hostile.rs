@@ -104,12 +104,12 @@ fn run(side: Side, peer: Option<Version>, steps: Vec<Step>) {
     let begin = Instant::now();
     let mut keys = Vec::new();
     let nth = |keys: &[ConnectionKey], nth: usize| keys.get(nth % keys.len().max(1)).copied();
-    session.receive(&encoded(&service_ids(&["SSH"])));
+    session.receive(encoded(&service_ids(&["SSH"])));
     for (count, step) in steps.into_iter().enumerate() {
         match step {
             // Whoever drives it reads nothing while it is paused.
-            Step::Receive(message) if !session.is_paused() => session.receive(&encoded(&message)),
-            Step::Bytes(bytes) if !session.is_paused() => session.receive(&bytes),
+            Step::Receive(message) if !session.is_paused() => session.receive(encoded(&message)),
+            Step::Bytes(bytes) if !session.is_paused() => session.receive(bytes.into()),
             Step::Receive(_) | Step::Bytes(_) => {}
             Step::Open => keys.extend(session.open(FIRST)),
             Step::Send(which, length) => {
@@ -181,12 +181,12 @@ proptest! {
 #[test]
 fn an_error_says_what_came() {
     let mut source = Session::new(SOURCE, config(&["SSH"]));
-    source.receive(&[0, 1, 0xff]);
+    source.receive(Bytes::from_static(&[0, 1, 0xff]));
     let error = source.poll_event().expect_err("no message");
     assert_eq!(
         error.to_string(),
         "the service sent bytes that are no message of the protocol: a message ends within a field"
     );
-    source.receive(&[0; 1000]);
+    source.receive(Bytes::from_static(&[0; 1000]));
     assert_eq!((source.poll_event(), source.decoder.buffered()), (Err(error), 0), "nothing is kept after it");
 }

@@ -271,8 +271,9 @@ fn carry(from: &mut Session, pipe: &mut BytesMut, to: &mut Session, cut: usize) 
         return 0;
     }
     let piece = pipe.split_to(cut.min(pipe.len()));
-    to.receive(&piece);
-    piece.len()
+    let length = piece.len();
+    to.receive(piece.freeze());
+    length
 }
 
 proptest! {

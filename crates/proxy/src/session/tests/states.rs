@@ -19,7 +19,7 @@ struct Outcome {
 
 fn outcome(session: &mut Session, there: Option<ConnectionKey>, message: &Message) -> Outcome {
     let mut outcome = Outcome::default();
-    session.receive(&encoded(message));
+    session.receive(encoded(message));
     loop {
         match session.poll_event() {
             Ok(Some(Event::Connect(..))) => outcome.connects += 1,

@@ -153,7 +153,7 @@ fn a_v2_peer_that_answers_too_late_is_told() {
 fn services_must_be_the_tunnels() {
     let told = |side: Side, services: Mapped, tunnel: &[&str]| {
         let mut session = Session::new(side, Config { services, ..Config::default() });
-        session.receive(&encoded(&service_ids(tunnel)));
+        session.receive(encoded(&service_ids(tunnel)));
         let events = session.poll_event().map_err(|error| error.to_string())?;
         assert_eq!(events, Some(Event::Services));
         Ok(session.services().collect::<Vec<_>>().join(" "))
