@@ -31,7 +31,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -58,7 +58,7 @@ test: test-prerequisites fmt ## All that CI checks
 # The tests on the control plane wait more than they compute: more threads than cores. (There are no doc tests.)
 test-programs:
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast --lib --bins \
-		--test cluster --test hostile --test emulator --test client
+		--test cluster --test hostile --test emulator --test client --test tunnel
 
 # The dependencies stay as they are; the checker itself is six times as fast, which pays for one more build.
 OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
@@ -84,6 +84,14 @@ bench: cluster ## What a fleet costs, in a table (FLEET_TUNNELS="100 1000", FLEE
 	@cargo build --release --bin opentunnel-operator
 	@OPENTUNNEL_OPERATOR_BIN=$${OPENTUNNEL_OPERATOR_BIN:-$$PWD/target/release/opentunnel-operator} \
 		cargo bench --profile dev --bench fleet
+
+# cargo runs it in the folder of its package: paths are made absolute. 2,000 clients and their servers are more files than
+# many a system gives a program at first.
+bench-proxy: ## What a tunnel's throughput, echo and memory are beside this machine's bound (LOCALPROXY=AWS's program: docs/performance.md)
+	@cargo build --release -p secure-tunneling-emulator --bin secure-tunneling-emulator
+	@ulimit -n $$(ulimit -Hn); \
+	$(foreach name,LOCALPROXY BENCH_JSON,$(if $($(name)),$(name)=$(abspath $($(name))))) \
+		cargo bench -p opentunnel-proxy --bench tunnel
 
 # Programs of others, which nothing here builds.
 reloaders: cluster ## Try docs/consumers.md with reloaders that you have: OPENTUNNEL_RELOADER=path, OPENTUNNEL_WAVE=path
