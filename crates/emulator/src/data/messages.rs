@@ -37,6 +37,16 @@ pub(crate) struct Batch {
     pub(crate) changes: Vec<Change>,
 }
 
+/// How the message after another one goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// In the same batch, if it likes.
+    Joined,
+    /// In a frame of its own: AWS's local proxy as the destination leaves what follows a start in its frame until another
+    /// frame comes.
+    Apart,
+}
+
 /// What came from one side.
 #[derive(Debug)]
 pub(crate) struct Incoming {
@@ -85,8 +95,11 @@ impl Incoming {
             match whole_message(&self.unfinished) {
                 Some(_) => {
                     let message = self.unfinished.split().freeze();
-                    self.look_at(message.slice(LENGTH..))?;
+                    let next = self.look_at(message.slice(LENGTH..))?;
                     self.add(message);
+                    if next == Next::Apart {
+                        self.finish_batch();
+                    }
                 }
                 None if frame.is_empty() => return Ok(()),
                 // The length is known now.
@@ -96,11 +109,18 @@ impl Incoming {
         let mut end = 0;
         let mut result = Ok(());
         while let Some(length) = whole_message(&frame[end..]) {
-            result = self.look_at(frame.slice(end + LENGTH..end + length));
-            if result.is_err() {
-                break;
+            match self.look_at(frame.slice(end + LENGTH..end + length)) {
+                Ok(Next::Joined) => end += length,
+                Ok(Next::Apart) => {
+                    self.add(frame.split_to(end + length));
+                    self.finish_batch();
+                    end = 0;
+                }
+                Err(violation) => {
+                    result = Err(violation);
+                    break;
+                }
             }
-            end += length;
         }
         let messages = frame.split_to(end);
         self.add(messages);
@@ -129,9 +149,9 @@ impl Incoming {
         }
     }
 
-    fn look_at(&mut self, message: Bytes) -> Result<(), Violation> {
+    fn look_at(&mut self, message: Bytes) -> Result<Next, Violation> {
         // What may be left out by who does not know it is passed on.
-        let Some(message) = Message::decode(message)? else { return Ok(()) };
+        let Some(message) = Message::decode(message)? else { return Ok(Next::Joined) };
         if message.payload.len() > MAX_PAYLOAD {
             return Err(Violation::Payload);
         }
@@ -141,14 +161,17 @@ impl Incoming {
             _ if message.stream_id == 0 => return Err(Violation::StreamZero),
             MessageType::StreamStart if self.side == Side::Destination => return Err(Violation::StartByDestination),
             MessageType::StreamStart | MessageType::StreamReset => {}
-            _ => return Ok(()),
+            MessageType::ConnectionStart => return Ok(Next::Apart),
+            _ => return Ok(Next::Joined),
         }
         let stream = Stream { service_id: message.service_id, id: message.stream_id };
-        self.changes.push(match message.kind {
-            MessageType::StreamStart => Change::Start(stream),
-            _ => Change::Reset(stream),
-        });
-        Ok(())
+        if message.kind == MessageType::StreamStart {
+            self.changes.push(Change::Start(stream));
+            Ok(Next::Apart)
+        } else {
+            self.changes.push(Change::Reset(stream));
+            Ok(Next::Joined)
+        }
     }
 }
 
@@ -187,6 +210,26 @@ mod tests {
             codec::encode(&message, &mut stream).expect("it fits");
         }
         stream.freeze()
+    }
+
+    #[test]
+    fn a_start_ends_its_frame() {
+        for kind in [MessageType::StreamStart, MessageType::ConnectionStart] {
+            let mut stream = BytesMut::new();
+            for message in [message(MessageType::Data, 1, 3), message(kind, 1, 0), message(MessageType::Data, 1, 5)] {
+                codec::encode(&message, &mut stream).expect("it fits");
+            }
+            // In one frame, and byte by byte.
+            for frame in [stream.len(), 1] {
+                let mut incoming = Incoming::new(Side::Source);
+                stream.chunks(frame).for_each(|part| incoming.push(Bytes::copy_from_slice(part)).expect("messages"));
+                incoming.finish_batch();
+                let batches: Vec<_> = std::iter::from_fn(|| incoming.take_next()).collect();
+                assert_eq!(batches.len(), 2, "{kind:?} {frame}");
+                assert_eq!([&batches[0].bytes[..], &batches[1].bytes].concat(), stream);
+                assert!(batches[0].bytes.len() > batches[1].bytes.len());
+            }
+        }
     }
 
     fn taken(incoming: &mut Incoming) -> (Vec<u8>, Vec<Change>) {

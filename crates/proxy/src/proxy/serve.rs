@@ -84,6 +84,15 @@ pub(super) async fn serve(
     shared.link.send_replace(LinkState::Down(Instant::now()));
     shared.stats.set_peer_protocol(0);
     let next_stream_id = hub.end().map_or(1, |session| session.next_stream_id());
+    if matches!(ended, Ended::Stopped) {
+        // A socket that its task has not reset when the program ends is closed as if all had been sent.
+        let idle = async {
+            while !hub.is_idle() {
+                hub.idle.notified().await;
+            }
+        };
+        let _ = timeout(GOODBYE, idle).await;
+    }
     (ended, next_stream_id)
 }
 

@@ -219,9 +219,13 @@ impl Session {
         // At once for all that is there: the frame does not grow piece by piece.
         let expected = self.queued + (self.control.len() + self.ready.len()) * MAX_HEAD;
         frame.reserve(expected.min(FRAME.saturating_sub(frame.len())));
-        loop {
+        'frame: loop {
             while let Some(message) = self.control.pop_front_if(|_| has_room(frame, 0)) {
                 messages += write(&message, frame);
+                if matches!(message.kind, MessageType::StreamStart | MessageType::ConnectionStart) {
+                    // AWS's local proxy as the destination leaves what follows in the frame until another one comes.
+                    break 'frame;
+                }
             }
             // What is detached sends nothing any more.
             let next = |key: &ConnectionKey| self.connections.get(key).filter(|connection| !connection.detached);

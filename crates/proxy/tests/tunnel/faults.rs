@@ -1,11 +1,10 @@
 //! What a service and a network do wrong.
 
-use crate::support::exchange::Exchange;
+use crate::support::exchange::{self, Exchange};
 use crate::support::interop::{Ability, case};
 use crate::support::proxy::{End, Proxy, connect, echo, rest, served};
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
-use futures_util::future::join_all;
 use secure_tunneling_emulator::{DataFault, DataFaultKind, Side};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -88,7 +87,7 @@ async fn a_link_that_stands_still_for_a_second_goes_on_where_it_was() {
             pair.tunnel.emulator.set_data_faults([stall]);
             let begin = Instant::now();
             let exchange = |seed| Exchange { service: "SSH", seed, up: 300_000, down: 300_000 };
-            join_all((0..4).map(|seed| exchange(seed).complete(pair.source.only_address()))).await;
+            exchange::all((0..4).map(|seed| (exchange(seed), pair.source.only_address()))).await;
             assert!(begin.elapsed() >= Duration::from_secs(1), "it did not stand still");
             assert_eq!(pair.service.accepted(), 4);
         }
@@ -104,7 +103,7 @@ async fn a_narrow_link_is_slow_and_right() {
         pair.tunnel.emulator.set_data_faults(SIDES.map(narrow));
         let begin = Instant::now();
         let exchange = |seed| Exchange { service: "SSH", seed, up: 100_000, down: 100_000 };
-        join_all((0..4).map(|seed| exchange(seed).complete(pair.source.only_address()))).await;
+        exchange::all((0..4).map(|seed| (exchange(seed), pair.source.only_address()))).await;
         assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}: it was not narrow", begin.elapsed());
     })
     .await;

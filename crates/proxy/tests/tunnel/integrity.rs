@@ -1,10 +1,9 @@
 //! Nothing is lost, doubled, changed or misdirected.
 
-use crate::support::exchange::Exchange;
+use crate::support::exchange::{self, Exchange};
 use crate::support::interop::case;
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
-use futures_util::future::join_all;
 use secure_tunneling_emulator::{DataFault, DataFaultKind, Side};
 
 /// Around the longest payload of a message.
@@ -20,9 +19,9 @@ async fn fifty(tunnel: &Tunnel) {
         // The longest of some few alone.
         let sizes = if nth < 8 { SIZES.len() } else { SIZES.len() - 1 };
         let (up, down) = (SIZES[nth % sizes], SIZES[(nth * 3 + 1) % sizes]);
-        Exchange { service, seed: nth as u64, up, down }.complete(source.address(service))
+        (Exchange { service, seed: nth as u64, up, down }, source.address(service))
     });
-    join_all(exchanges).await;
+    exchange::all(exchanges).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! Both ends of a tunnel as processes, through the emulator: what their users rely on. With LOCALPROXY, one of the ends
-//! is AWS's own program (`support::interop`).
+//! is AWS's own program (`support::interop`). A test that fails prints what both ends have printed.
 
-// A test that fails prints what both ends have logged.
 #![cfg(unix)]
 
 mod closed;

