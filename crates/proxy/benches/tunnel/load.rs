@@ -149,20 +149,20 @@ pub async fn clients(
     window: Option<usize>,
     count: usize,
 ) -> Result<Vec<TcpStream>, String> {
-    let mut making = JoinSet::new();
+    let mut making: JoinSet<io::Result<TcpStream>> = JoinSet::new();
     let mut made = Vec::new();
     let all = async {
         for number in 0..count + AT_A_TIME {
             if number >= AT_A_TIME
                 && let Some(Ok(client)) = making.join_next().await
             {
-                made.push(client.map_err(|error: io::Error| error.to_string())?);
+                made.push(client?);
             }
             if number < count {
                 making.spawn(client(address, ask, window));
             }
         }
-        Ok(())
+        io::Result::Ok(())
     };
     match timeout(PATIENCE, all).await {
         Ok(Ok(())) => Ok(made),
@@ -195,7 +195,7 @@ pub async fn throughput(
     }
     let arrived = || received.load(Ordering::Relaxed) + server.received.load(Ordering::Relaxed);
     // Until windows have grown and buffers are full.
-    sleep(time / 3).await;
+    sleep(time / 2).await;
     let (before, begin) = (arrived(), Instant::now());
     measured();
     sleep(time).await;
