@@ -21,6 +21,8 @@ const BACKLOG: i32 = 4096;
 const AT_A_TIME: usize = 32;
 /// How long a client waits.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it takes to fill the buffers of one connection, on all its hops.
+const FILLED: Duration = Duration::from_millis(4);
 /// Bytes of a message that is echoed.
 const ECHO: usize = 64;
 
@@ -194,8 +196,8 @@ pub async fn throughput(
         });
     }
     let arrived = || received.load(Ordering::Relaxed) + server.received.load(Ordering::Relaxed);
-    // Until windows have grown and buffers are full.
-    sleep(time / 2).await;
+    // Until windows have grown and buffers are full: those of a connection have some MiB.
+    sleep(time / 2 + FILLED * u32::try_from(count).unwrap_or(u32::MAX)).await;
     let (before, begin) = (arrived(), Instant::now());
     measured();
     sleep(time).await;
