@@ -21,6 +21,8 @@ const BACKLOG: i32 = 4096;
 const AT_A_TIME: usize = 32;
 /// How long a client waits.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it takes to fill the buffers of one connection, on all its hops.
+const FILLED: Duration = Duration::from_millis(4);
 /// Bytes of a message that is echoed.
 const ECHO: usize = 64;
 
@@ -149,20 +151,20 @@ pub async fn clients(
     window: Option<usize>,
     count: usize,
 ) -> Result<Vec<TcpStream>, String> {
-    let mut making = JoinSet::new();
+    let mut making: JoinSet<io::Result<TcpStream>> = JoinSet::new();
     let mut made = Vec::new();
     let all = async {
         for number in 0..count + AT_A_TIME {
             if number >= AT_A_TIME
                 && let Some(Ok(client)) = making.join_next().await
             {
-                made.push(client.map_err(|error: io::Error| error.to_string())?);
+                made.push(client?);
             }
             if number < count {
                 making.spawn(client(address, ask, window));
             }
         }
-        Ok(())
+        io::Result::Ok(())
     };
     match timeout(PATIENCE, all).await {
         Ok(Ok(())) => Ok(made),
@@ -194,8 +196,8 @@ pub async fn throughput(
         });
     }
     let arrived = || received.load(Ordering::Relaxed) + server.received.load(Ordering::Relaxed);
-    // Until windows have grown and buffers are full.
-    sleep(time / 3).await;
+    // Until windows have grown and buffers are full: those of a connection have some MiB.
+    sleep(time / 2 + FILLED * u32::try_from(count).unwrap_or(u32::MAX)).await;
     let (before, begin) = (arrived(), Instant::now());
     measured();
     sleep(time).await;

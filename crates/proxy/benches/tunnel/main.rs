@@ -21,7 +21,8 @@ mod report;
 
 use load::{Ask, Server, at_once, client_within, clients, echo, ended, fill, throughput};
 use path::{Lab, Peer, Way};
-use report::{Report, median};
+use report::Report;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -32,6 +33,14 @@ const MIB: f64 = 1_048_576.0;
 /// SO_SNDBUF and SO_RCVBUF of clients and servers.
 const WINDOWS: [(usize, &str); 2] = [(64 << 10, "64 KiB"), (1 << 20, "1 MiB")];
 const CONNECTIONS: [usize; 3] = [1, 16, 500];
+/// A proxy whose connection did not live for so long is held back when it comes again; one that is cut in use is older.
+const OLD: Duration = Duration::from_secs(31);
+const CUTS: [(&str, &str); 2] = [
+    ("source", "from a cut of the source to served again"),
+    ("destination", "from a cut of the destination to served again"),
+];
+/// What tcp_mem counts in, on most machines.
+const PAGE: usize = 4096;
 const AT_ONCE: usize = 2000;
 const IDLE: usize = 1000;
 /// How long a proxy has to come back.
@@ -47,10 +56,31 @@ fn setting<T: FromStr>(name: &str, default: T) -> Result<T, String> {
 }
 
 struct Bench {
+    programs: Programs,
     lab: Lab,
     report: Report,
     time: Duration,
     only: String,
+}
+
+struct Programs {
+    emulator: PathBuf,
+    ours: PathBuf,
+    aws: Option<PathBuf>,
+}
+
+impl Programs {
+    fn lab(&self) -> Result<Lab, String> {
+        Lab::start(&self.emulator, &self.ours, self.aws.as_deref())
+    }
+}
+
+/// A way that grows old in a lab of its own while other things are measured, or why there is none.
+struct Old {
+    lab: Lab,
+    _server: Server,
+    way: Result<Way, String>,
+    since: Instant,
 }
 
 fn main() -> ExitCode {
@@ -81,8 +111,9 @@ async fn run() -> Result<(), String> {
     let beside = std::env::current_exe().map_err(|error| error.to_string())?;
     let emulator = path("EMULATOR").unwrap_or_else(|| beside.with_file_name("../secure-tunneling-emulator"));
     let ours = path("OPENTUNNEL_PROXY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_opentunnel-proxy").into());
-    let lab = Lab::start(&emulator, ours, path("LOCALPROXY"))?;
-    let mut bench = Bench { lab, report: Report::default(), time, only: setting("BENCH_ONLY", String::new())? };
+    let programs = Programs { emulator, ours, aws: path("LOCALPROXY") };
+    let (lab, only) = (programs.lab()?, setting("BENCH_ONLY", String::new())?);
+    let mut bench = Bench { programs, lab, report: Report::default(), time, only };
     for turn in 1..=turns {
         eprintln!("turn {turn} of {turns}");
         bench.turn().await?;
@@ -97,11 +128,18 @@ async fn run() -> Result<(), String> {
 
 impl Bench {
     async fn turn(&mut self) -> Result<(), String> {
-        let proxies: Vec<_> = self.lab.proxies().collect();
+        let proxies: Vec<_> =
+            [Some(Peer::Ours), self.programs.aws.as_ref().map(|_| Peer::Aws)].into_iter().flatten().collect();
+        let mut old = Vec::new();
+        for peer in proxies.clone() {
+            if CUTS.iter().any(|(_, measure)| self.wants(measure, peer)) {
+                old.push((peer, self.grow_old(peer).await?));
+            }
+        }
         let with = |others: &[Peer]| [&proxies[..1], others, &proxies[1..]].concat();
         for (ask, ways) in [(Ask::Sink, "one way"), (Ask::Both, "both ways")] {
             for (window, windows) in WINDOWS {
-                for count in CONNECTIONS {
+                for count in CONNECTIONS.into_iter().filter(|count| fits(*count, window)) {
                     let measure = format!("{ways}, {count} connections, windows of {windows}");
                     for peer in with(&[Peer::TlsRelay]) {
                         self.throughput(&measure, peer, (ask, window, count)).await?;
@@ -121,10 +159,31 @@ impl Bench {
             self.measure(&memory("idle"), "MiB", peer, Self::idle::<0>).await?;
             self.measure(&memory(&format!("with {IDLE} idle connections")), "MiB", peer, Self::idle::<IDLE>).await?;
             self.measure(&memory("while a reader stands still"), "MiB", peer, Self::stand_still).await?;
-            self.measure("from a cut of the source to served again", "s", peer, Self::source_cut).await?;
-            self.measure("from a cut of the destination to served again", "s", peer, Self::destination_cut).await?;
+        }
+        for (peer, mut old) in old {
+            sleep(OLD.saturating_sub(old.since.elapsed())).await;
+            for (side, measure) in CUTS {
+                if self.wants(measure, peer) {
+                    let outcome = match &mut old.way {
+                        Ok(way) => cut(&old.lab, side, way.address).await.map_err(|error| way.ended().unwrap_or(error)),
+                        Err(error) => Err(error.clone()),
+                    };
+                    self.report.take(measure, "s", peer, outcome);
+                }
+            }
         }
         Ok(())
+    }
+
+    fn wants(&self, measure: &str, peer: Peer) -> bool {
+        measure.contains(&self.only) && !self.report.has_failed(measure, peer)
+    }
+
+    async fn grow_old(&self, peer: Peer) -> Result<Old, String> {
+        let lab = self.programs.lab()?;
+        let server = Server::start(None).map_err(|error| error.to_string())?;
+        let way = lab.way(peer, &server).await;
+        Ok(Old { lab, _server: server, way, since: Instant::now() })
     }
 
     /// Measures what does not care for windows, once.
@@ -135,7 +194,7 @@ impl Bench {
         peer: Peer,
         act: impl AsyncFn(&Self, &Way) -> Result<Vec<f64>, String>,
     ) -> Result<(), String> {
-        if !measure.contains(&self.only) || self.report.has_failed(measure, peer) {
+        if !self.wants(measure, peer) {
             return Ok(());
         }
         let server = Server::start(None).map_err(|error| error.to_string())?;
@@ -146,15 +205,12 @@ impl Bench {
             }
             Err(error) => Err(error),
         };
-        match outcome {
-            Ok(parts) => self.report.add(measure, unit, peer, parts),
-            Err(error) => self.report.fail(measure, unit, peer, error),
-        }
+        self.report.take(measure, unit, peer, outcome);
         Ok(())
     }
 
     async fn throughput(&mut self, measure: &str, peer: Peer, load: (Ask, usize, usize)) -> Result<(), String> {
-        if !measure.contains(&self.only) || self.report.has_failed(measure, peer) {
+        if !self.wants(measure, peer) {
             return Ok(());
         }
         let server = Server::start(Some(load.1)).map_err(|error| error.to_string())?;
@@ -171,10 +227,10 @@ impl Bench {
             (Ok(rate), [before, after]) => {
                 let gib = rate * self.time.as_secs_f64() / MIB / 1024.0;
                 let cpu = before.iter().zip(after).map(|(before, after)| (after - before) / gib).collect();
-                self.report.add(measure, "MiB/s", peer, vec![rate / MIB]);
-                self.report.add(&costs, "s/GiB", peer, cpu);
+                self.report.take(measure, "MiB/s", peer, Ok(vec![rate / MIB]));
+                self.report.take(&costs, "s/GiB", peer, Ok(cpu));
             }
-            (outcome, _) => self.report.fail(measure, "MiB/s", peer, outcome.err().unwrap_or_default()),
+            (outcome, _) => self.report.take(measure, "MiB/s", peer, outcome.map(|_| Vec::new())),
         }
         Ok(())
     }
@@ -205,26 +261,27 @@ impl Bench {
         fill(&mut client, self.time).await?;
         Ok(way.rss())
     }
+}
 
-    async fn source_cut(&self, way: &Way) -> Result<Vec<f64>, String> {
-        self.cut("source", way).await
-    }
-
-    async fn destination_cut(&self, way: &Way) -> Result<Vec<f64>, String> {
-        self.cut("destination", way).await
-    }
-
-    async fn cut(&self, side: &str, way: &Way) -> Result<Vec<f64>, String> {
-        let mut client = client_within(BACK, way.address, Ask::Echo).await?;
-        let begin = Instant::now();
-        self.lab.cut(side)?;
-        ended(&mut client).await?;
-        while let Err(error) = client_within(TRY, way.address, Ask::Echo).await {
-            if begin.elapsed() > BACK {
-                return Err(error);
-            }
-            sleep(Duration::from_millis(1)).await;
+/// How long it takes from a cut to a client that is served.
+async fn cut(lab: &Lab, side: &str, address: SocketAddr) -> Result<Vec<f64>, String> {
+    let mut client = client_within(BACK, address, Ask::Echo).await?;
+    let begin = Instant::now();
+    lab.cut(side)?;
+    ended(&mut client).await?;
+    while let Err(error) = client_within(TRY, address, Ask::Echo).await {
+        if begin.elapsed() > BACK {
+            return Err(error);
         }
-        Ok(vec![begin.elapsed().as_secs_f64()])
+        sleep(Duration::from_millis(1)).await;
     }
+    Ok(vec![begin.elapsed().as_secs_f64()])
+}
+
+/// Whether the buffers of so many connections, at the client and at the server, are within what Linux gives to TCP: beyond
+/// it drops what it has received already, and nothing is measured but that. It doubles SO_SNDBUF and SO_RCVBUF.
+fn fits(count: usize, window: usize) -> bool {
+    let limits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default();
+    let pages = limits.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.is_none_or(|pages| count * window * 4 < pages * PAGE)
 }

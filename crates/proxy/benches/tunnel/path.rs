@@ -88,7 +88,13 @@ pub struct Lab {
     ca: String,
     ours: PathBuf,
     aws: Option<PathBuf>,
-    logs: AtomicU32,
+}
+
+/// Labs and logs are numbered.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+fn number() -> u32 {
+    NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Drop for Lab {
@@ -100,8 +106,8 @@ impl Drop for Lab {
 
 impl Lab {
     /// Starts the emulator. `aws`: AWS's program.
-    pub fn start(emulator: &Path, ours: PathBuf, aws: Option<PathBuf>) -> Result<Self, String> {
-        let directory = std::env::temp_dir().join(format!("opentunnel-bench-{}", std::process::id()));
+    pub fn start(emulator: &Path, ours: &Path, aws: Option<&Path>) -> Result<Self, String> {
+        let directory = std::env::temp_dir().join(format!("opentunnel-bench-{}-{}", std::process::id(), number()));
         let failed = |error| format!("{}: {error}", directory.display());
         fs::create_dir_all(&directory).and_then(|()| relay::certify(&directory)).map_err(failed)?;
         let mut command = Command::new(emulator);
@@ -119,12 +125,7 @@ impl Lab {
         let api = told("listening on http://")?.parse().map_err(|error| format!("the emulator's address: {error}"))?;
         let data = told("data plane on wss://")?;
         let ca = told("data plane's CA certificate in ")?;
-        Ok(Self { directory, emulator, api, data, ca, ours, aws, logs: AtomicU32::new(0) })
-    }
-
-    /// Whom a proxy is compared with.
-    pub fn proxies(&self) -> impl Iterator<Item = Peer> + use<> {
-        [Some(Peer::Ours), self.aws.as_ref().map(|_| Peer::Aws)].into_iter().flatten()
+        Ok(Self { directory, emulator, api, data, ca, ours: ours.to_owned(), aws: aws.map(Path::to_owned) })
     }
 
     /// Makes a way to a server, and waits until it can be used.
@@ -149,14 +150,12 @@ impl Lab {
     }
 
     fn process(&self, command: &mut Command, answers: bool) -> Result<Process, String> {
-        let log = self.directory.join(format!("{}.log", self.logs.fetch_add(1, Ordering::Relaxed)));
+        let log = self.directory.join(format!("{}.log", number()));
         let started = Process::start(command.current_dir(&self.directory), log, answers);
         started.map_err(|error| format!("{} cannot be started: {error}", command.get_program().display()))
     }
 
     fn tunnel(&self, program: &Path, server: SocketAddr) -> Result<Way, String> {
-        // Whoever was connected has been ended.
-        self.control("POST", "/_emulator/reset", None, &json!({}))?;
         let services = json!({ "destinationConfig": { "services": [SERVICE] } });
         let opened = self.control("POST", "/", Some("IoTSecuredTunneling.OpenTunnel"), &services)?;
         let proxy = |side: usize, argument: [String; 2]| {
@@ -166,7 +165,9 @@ impl Lab {
             command.env("AWSIOT_TUNNEL_ACCESS_TOKEN", token.as_str().unwrap_or_default());
             command.env("AWSIOT_TUNNEL_CLIENT_TOKEN", CLIENT_TOKENS[side]);
             command.env("SSL_CERT_FILE", &self.ca);
-            ["HTTPS_PROXY", "https_proxy", "SSL_CERT_DIR"].map(|name| command.env_remove(name));
+            for name in ["HTTPS_PROXY", "https_proxy", "SSL_CERT_DIR"] {
+                command.env_remove(name);
+            }
             self.process(&mut command, false)
         };
         let address = free_address()?;
@@ -197,7 +198,7 @@ impl Lab {
         Ok(Way { address, source, destination, relay: Some(middle), emulator: self.emulator.id() })
     }
 
-    /// The service cuts the connection of a side, without a word.
+    /// The service cuts the connection of a side, without a word. There is one tunnel in this lab.
     pub fn cut(&self, side: &str) -> Result<(), String> {
         let fault = json!([{ "side": side, "kind": "Disconnect", "times": 1 }]);
         self.control("PUT", "/_emulator/data-faults", None, &fault).map(drop)

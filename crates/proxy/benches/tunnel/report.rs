@@ -34,15 +34,16 @@ impl Report {
         &mut self.rows[place]
     }
 
-    /// Takes down what one turn has given: the parts of a figure.
-    pub fn add(&mut self, measure: &str, unit: &'static str, peer: Peer, parts: Vec<f64>) {
-        self.row(measure, unit).cells.entry(peer).or_default().turns.push(parts);
-    }
-
-    /// A peer does not do what is to be measured.
-    pub fn fail(&mut self, measure: &str, unit: &'static str, peer: Peer, why: String) {
-        eprintln!("{}, {measure}: {why}", peer.name());
-        self.row(measure, unit).cells.entry(peer).or_default().failed = Some(why);
+    /// Takes down what one turn has given: the parts of a figure, or why there is none.
+    pub fn take(&mut self, measure: &str, unit: &'static str, peer: Peer, outcome: Result<Vec<f64>, String>) {
+        let cell = self.row(measure, unit).cells.entry(peer).or_default();
+        match outcome {
+            Ok(parts) => cell.turns.push(parts),
+            Err(why) => {
+                eprintln!("{}, {measure}: {why}", peer.name());
+                cell.failed = Some(why);
+            }
+        }
     }
 
     /// Whether it is of no use to try again.
@@ -115,7 +116,7 @@ fn digits(value: f64) -> String {
 }
 
 /// The middle one; of an even number the lower of the two. NaN: there is none.
-pub fn median(mut values: Vec<f64>) -> f64 {
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
