@@ -29,7 +29,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders soak fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench reloaders interop soak soak-proxy fuzz figures image fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -56,7 +56,7 @@ test: test-prerequisites fmt ## All that CI checks
 # The tests on the control plane wait more than they compute: more threads than cores. (There are no doc tests.)
 test-programs:
 	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --no-fail-fast --lib --bins \
-		--test cluster --test hostile --test emulator
+		--test cluster --test hostile --test emulator --test client --test tunnel
 
 # The dependencies stay as they are; the checker itself is six times as fast, which pays for one more build.
 OPTIMIZED := --config profile.dev.package.opentunnel-operator.opt-level=3
@@ -102,6 +102,24 @@ fuzz: ## Show the operator any bytes as a Tunnel, for FUZZ_SECONDS=60 (needs a C
 soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minutes (SOAK_SEED, SOAK_TUNNELS, SOAK_SECONDS)
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
 		cargo test --test cluster -- soak::the_promise --nocapture
+
+# AWS's own program, which nothing here builds, at either end. What it is expected not to do is told as a table; the
+# tests have it in crates/proxy/tests/tunnel/support/interop.rs.
+interop: ## Drive AWS's own local proxy as either end of a tunnel with the proxy's tests: LOCALPROXY=/path/to/localproxy
+	@test -x "$(LOCALPROXY)" || { echo "say where AWS's program is: make interop LOCALPROXY=/path/to/localproxy"; exit 1; }
+	@mkdir -p target
+	@for side in source destination; do \
+		printf '\n== AWS'"'"'s program as the %s\n' $$side; \
+		log=target/interop-$$side.log; \
+		LOCALPROXY="$(abspath $(LOCALPROXY))" LOCALPROXY_SIDE=$$side cargo test -p opentunnel-proxy --test tunnel -- \
+			--show-output >$$log || { sed -n '/^failures:/,$$p' $$log; exit 1; }; \
+		sed -n 's/^interop: \(.*\)/| \1 |/p' $$log | sort; \
+		grep '^test result' $$log; \
+	done
+
+soak-proxy: ## 200 connections through a tunnel with cuts, rotations, replacements, kills (PROXY_SOAK_SECONDS=1800, PROXY_SOAK_SEED)
+	@PROXY_SOAK_SECONDS=$${PROXY_SOAK_SECONDS:-1800} \
+		cargo test -p opentunnel-proxy --test tunnel -- soak:: --ignored --nocapture
 
 # What the tests print as "figure: what | how much". All that they print is kept: a failure is not to be lost.
 FIGURES ?= test

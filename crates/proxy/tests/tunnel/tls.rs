@@ -11,7 +11,7 @@ const EXCHANGE: Exchange = Exchange { service: "SSH", seed: 7, up: 300_000, down
 
 #[tokio::test]
 async fn without_tls_bytes_pass() {
-    case(&[Ability::PlainWebSocket], async {
+    case(&[Ability::PlainWebSocket.of_both()], async {
         let tunnel = Tunnel::open_with(&["SSH"], DataTls::Off).await;
         let service = Service::exchanging("SSH");
         let _destination = tunnel.destination(&[service.port()]).run().await;
