@@ -177,14 +177,17 @@ impl Soak {
                     ends[nth].process.kill().await;
                     ends[nth] = self.start(side).spawn();
                 }
-                // A source's ports are taken.
                 _ => {
                     count(&self.counts.replacements, 1);
-                    let second = self.start(Side::Destination).spawn();
+                    // A second source listens elsewhere: the first one has the ports.
+                    let second = match side {
+                        Side::Source => self.tunnel.source().token_dir(self.secrets.path()).spawn(),
+                        Side::Destination => self.start(side).spawn(),
+                    };
                     sleep(Duration::from_millis(random.u64(100..1500))).await;
                     // The first one comes back and takes its place again, or the second one stays.
-                    if random.bool() {
-                        ends[1] = second;
+                    if side == Side::Destination && random.bool() {
+                        ends[nth] = second;
                     }
                 }
             }
