@@ -101,9 +101,8 @@ impl Session {
         if connection.permit == Permit::None {
             if connection.queue.len() >= self.config.bounds.send_connection {
                 connection.permit = Permit::Blocked;
-            } else if self.waiting.is_empty()
-                && self.queued + self.granted + MAX_PAYLOAD <= self.config.bounds.send_total
-            {
+            } else if self.queued + self.granted + MAX_PAYLOAD <= self.config.bounds.send_total {
+                // Nobody waits while there is room.
                 connection.permit = Permit::Granted;
                 self.granted += MAX_PAYLOAD;
             } else {

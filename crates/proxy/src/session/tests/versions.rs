@@ -138,6 +138,19 @@ fn a_v2_peer_is_noticed_and_further_connections_are_told() {
 }
 
 #[test]
+fn a_peer_that_has_named_a_connection_is_no_v2_peer() {
+    let mut source = session(SOURCE, &["SSH"]);
+    let (first, second) = (source.open(FIRST).expect("open"), source.open(FIRST).expect("open"));
+    sent(&mut source);
+    give(&mut source, &message(MessageType::ConnectionReset, "SSH", 1, 2));
+    assert_eq!(source.take(second), Taken::End(End::Closed));
+    assert_eq!(source.peer(), Some(Version::V3));
+    give(&mut source, &data("SSH", 1, 0, b"for which one?"));
+    assert_eq!(sent(&mut source), [message(MessageType::StreamReset, "SSH", 1, 0)]);
+    assert_eq!(source.take(first), Taken::End(End::Reset));
+}
+
+#[test]
 fn a_v2_peer_that_answers_too_late_is_told() {
     let mut source = session(SOURCE, &["SSH"]);
     let first = source.open(FIRST).expect("open");
