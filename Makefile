@@ -113,6 +113,24 @@ soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minut
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
 		cargo test --test cluster -- soak::the_promise --nocapture
 
+# AWS's own program, which nothing here builds, at either end. What it is expected not to do is told as a table; the
+# tests have it in crates/proxy/tests/tunnel/support/interop.rs.
+interop: ## Drive AWS's own local proxy as either end of a tunnel with the proxy's tests: LOCALPROXY=/path/to/localproxy
+	@test -x "$(LOCALPROXY)" || { echo "say where AWS's program is: make interop LOCALPROXY=/path/to/localproxy"; exit 1; }
+	@mkdir -p target
+	@for side in source destination; do \
+		printf '\n== AWS'"'"'s program as the %s\n' $$side; \
+		log=target/interop-$$side.log; \
+		LOCALPROXY="$(abspath $(LOCALPROXY))" LOCALPROXY_SIDE=$$side cargo test -p opentunnel-proxy --test tunnel -- \
+			--show-output >$$log || { sed -n '/^failures:/,$$p' $$log; exit 1; }; \
+		sed -n 's/^interop: \(.*\)/| \1 |/p' $$log | sort; \
+		grep '^test result' $$log; \
+	done
+
+soak-proxy: ## 200 connections through a tunnel with cuts, rotations, replacements, kills (PROXY_SOAK_SECONDS=1800, PROXY_SOAK_SEED)
+	@PROXY_SOAK_SECONDS=$${PROXY_SOAK_SECONDS:-1800} \
+		cargo test -p opentunnel-proxy --test tunnel -- soak:: --ignored --nocapture
+
 # What the tests print as "figure: what | how much". All that they print is kept: a failure is not to be lost.
 FIGURES ?= test
 figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz soak": by the long runs; target/figures.log has all)

@@ -11,6 +11,8 @@
 //!   the serviceId that the STREAM_START had.
 //! - SERVICE_IDS is not in V1's guide. A side that negotiated 1.0 gets it marked as ignorable, which that guide lets it
 //!   leave out.
+//! - Nothing follows a STREAM_START or CONNECTION_START in its frame: AWS's local proxy as the destination leaves that
+//!   until another frame comes.
 //! - What comes while the other side is not connected is dropped. A STREAM_START is answered with STREAM_RESET:
 //!   otherwise its sender would hold a stream for open that the other side, when it comes, does not know.
 //! - A side that leaves, or connects again, has its messages that came whole delivered before the other side is sent

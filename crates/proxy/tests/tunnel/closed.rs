@@ -28,7 +28,7 @@ async fn both_end(tunnel: Tunnel, end: impl FnOnce(&Tunnel)) {
 
 #[tokio::test]
 async fn both_ends_of_a_closed_tunnel_end_their_connections_and_say_why() {
-    case(&[Ability::ExitStatus], async {
+    case(&[Ability::ExitStatus.of_both()], async {
         let close = |tunnel: &Tunnel| tunnel.emulator.close(&tunnel.id).expect("a tunnel");
         both_end(Tunnel::open(&["SSH"]).await, close).await;
     })
@@ -37,7 +37,7 @@ async fn both_ends_of_a_closed_tunnel_end_their_connections_and_say_why() {
 
 #[tokio::test]
 async fn both_ends_of_an_expired_tunnel_end_their_connections_and_say_why() {
-    case(&[Ability::ExitStatus], async {
+    case(&[Ability::ExitStatus.of_both()], async {
         let expire = |tunnel: &Tunnel| tunnel.emulator.advance_clock(Duration::from_secs(13 * 3600));
         both_end(Tunnel::open(&["SSH"]).await, expire).await;
     })
@@ -46,7 +46,7 @@ async fn both_ends_of_an_expired_tunnel_end_their_connections_and_say_why() {
 
 #[tokio::test]
 async fn with_a_directory_of_tokens_it_waits_for_the_next_tunnel() {
-    case(&[Ability::TokenDir], async {
+    case(&[Ability::TokenDir.of_both()], async {
         let (tunnel, secrets) = (Tunnel::open(&["SSH"]).await, Directory::new());
         let files = secret(&tunnel.tokens());
         let files: Vec<_> = files.iter().map(|(name, value)| (*name, value.as_str())).collect();

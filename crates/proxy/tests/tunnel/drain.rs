@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 #[tokio::test]
 async fn open_connections_may_end_and_new_ones_are_refused() {
-    case(&[Ability::Drain], async {
+    case(&[Ability::Drain.of_both()], async {
         let service = Service::echo();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let mut destination = tunnel.destination(&[service.port()]).args(["--drain", "20s"]).run().await;
@@ -37,7 +37,7 @@ async fn open_connections_may_end_and_new_ones_are_refused() {
 
 #[tokio::test]
 async fn what_is_open_after_the_time_is_reset() {
-    case(&[Ability::Drain], async {
+    case(&[Ability::Drain.of_both()], async {
         let (service, mut ends) = Service::telling();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let mut destination = tunnel.destination(&[service.port()]).run().await;

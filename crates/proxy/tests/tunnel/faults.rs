@@ -29,7 +29,7 @@ impl Pair {
 
 #[tokio::test]
 async fn a_link_that_is_cut_resets_its_connections_and_is_made_again() {
-    case(&[Ability::CutIsTold], async {
+    case(&[Ability::Resets.at(opentunnel_proxy::Side::Source)], async {
         for side in SIDES {
             let Pair { tunnel, source, _destination, service: _service } = Pair::with(Service::echo()).await;
             let mut client = connect(source.only_address()).await;
@@ -45,7 +45,7 @@ async fn a_link_that_is_cut_resets_its_connections_and_is_made_again() {
 
 #[tokio::test]
 async fn a_link_that_is_cut_within_a_message_loses_nothing_of_later_connections() {
-    case(&[], async {
+    case(&[Ability::CutWithinMessage.of_both()], async {
         for (side, bytes) in [(Side::Source, 1), (Side::Source, 70_001), (Side::Destination, 131_075)] {
             let pair = Pair::with(Service::exchanging("SSH")).await;
             let cut = DataFault::new(side, DataFaultKind::Disconnect).times(1).after_bytes(bytes);
@@ -64,7 +64,7 @@ async fn a_link_that_is_cut_within_a_message_loses_nothing_of_later_connections(
 
 #[tokio::test]
 async fn a_session_reset_ends_what_was_open_and_the_next_connection_works() {
-    case(&[Ability::SessionReset], async {
+    case(&[Ability::SessionReset.of_both()], async {
         for side in SIDES {
             let pair = Pair::with(Service::echo()).await;
             let mut client = connect(pair.source.only_address()).await;
@@ -111,7 +111,7 @@ async fn a_narrow_link_is_slow_and_right() {
 
 #[tokio::test]
 async fn a_service_that_cannot_now_is_tried_again() {
-    case(&[Ability::TriesAgain], async {
+    case(&[], async {
         let tunnel = Tunnel::open(&["SSH"]).await;
         let refuse = |side| DataFault::new(side, DataFaultKind::Refuse5xx).times(1);
         tunnel.emulator.set_data_faults(SIDES.map(refuse));
@@ -129,7 +129,7 @@ async fn a_service_that_cannot_now_is_tried_again() {
 
 #[tokio::test]
 async fn a_service_that_will_not_is_not_tried_again() {
-    case(&[Ability::ExitStatus], async {
+    case(&[Ability::ExitStatus.of_both()], async {
         for side in SIDES {
             let tunnel = Tunnel::open(&["SSH"]).await;
             tunnel.emulator.set_data_faults([DataFault::new(side, DataFaultKind::Refuse4xx).times(1)]);

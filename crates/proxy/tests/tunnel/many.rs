@@ -5,6 +5,7 @@ use crate::support::proxy::{connect, echo};
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
 use futures_util::future::join_all;
+use opentunnel_proxy::Side;
 use tokio::time::Instant;
 
 const MANY: usize = 2000;
@@ -18,7 +19,7 @@ fn file_limit() -> usize {
 
 #[tokio::test]
 async fn thousands_of_connects_at_once_are_all_served() {
-    case(&[Ability::ManyConnections], async {
+    case(&[Ability::ManyClients.at(Side::Source)], async {
         let service = Service::echo();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let _destination = tunnel.destination(&[service.port()]).run().await;

@@ -31,7 +31,7 @@ async fn is_ready(address: SocketAddr, ready: bool) {
 
 #[tokio::test]
 async fn readyz_follows_the_link_and_healthz_does_not() {
-    case(&[Ability::Probes], async {
+    case(&[Ability::Probes.of_both()], async {
         let tunnel = Tunnel::open(&["SSH"]).await;
         for (side, start) in [(Side::Source, tunnel.source()), (Side::Destination, tunnel.destination(&[1]))] {
             let refuse = DataFault::new(side, DataFaultKind::Refuse5xx);
@@ -51,7 +51,7 @@ async fn readyz_follows_the_link_and_healthz_does_not() {
 
 #[tokio::test]
 async fn metrics_count_connections_bytes_and_reconnects() {
-    case(&[Ability::Probes], async {
+    case(&[Ability::Probes.of_both()], async {
         let service = Service::exchanging("SSH");
         let tunnel = Tunnel::open(&["SSH"]).await;
         let destination = tunnel.destination(&[service.port()]).args(HTTP).run().await;

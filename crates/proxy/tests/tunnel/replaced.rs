@@ -4,10 +4,11 @@ use crate::support::interop::{Ability, case};
 use crate::support::proxy::{End, connect, echo, rest, served};
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
+use opentunnel_proxy::Side;
 
 #[tokio::test]
 async fn a_second_source_takes_the_place_of_the_first_which_is_told() {
-    case(&[], async {
+    case(&[Ability::Resets.at(Side::Destination)], async {
         let (service, mut ends) = Service::telling();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let _destination = tunnel.destination(&[service.port()]).run().await;
@@ -26,7 +27,7 @@ async fn a_second_source_takes_the_place_of_the_first_which_is_told() {
 
 #[tokio::test]
 async fn a_second_destination_takes_the_place_of_the_first_which_is_told() {
-    case(&[Ability::CutIsTold], async {
+    case(&[Ability::Resets.at(Side::Source)], async {
         let (service, mut ends) = Service::telling();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let mut first = tunnel.destination(&[service.port()]).run().await;
@@ -45,11 +46,12 @@ async fn a_second_destination_takes_the_place_of_the_first_which_is_told() {
 
 #[tokio::test]
 async fn who_is_replaced_says_so() {
-    case(&[Ability::ExitStatus], async {
+    case(&[], async {
         let tunnel = Tunnel::open(&["SSH"]).await;
         let first = tunnel.source().run().await;
         let _second = tunnel.source().run().await;
-        first.process.logged("Replaced by another connection of this side").await;
+        let words = "Replaced by another connection of this side";
+        first.process.read_output(words, |line| line.contains(words).then_some(())).await;
     })
     .await;
 }

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(4);
 
 #[tokio::test]
 async fn a_killed_source_is_back_at_once() {
-    case(&[], async {
+    case(&[Ability::Resets.at(Side::Destination)], async {
         let (service, mut ends) = Service::telling();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let _destination = tunnel.destination(&[service.port()]).run().await;
@@ -37,7 +37,7 @@ async fn a_killed_source_is_back_at_once() {
 
 #[tokio::test]
 async fn a_killed_destination_is_back_at_once() {
-    case(&[Ability::CutIsTold], async {
+    case(&[Ability::Resets.at(Side::Source)], async {
         let service = Service::echo();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let mut destination = tunnel.destination(&[service.port()]).run().await;
@@ -64,7 +64,7 @@ async fn a_killed_destination_is_back_at_once() {
 
 #[tokio::test]
 async fn without_a_client_token_a_used_token_ends_it_with_3_and_aws_words() {
-    case(&[Ability::ExitStatus], async {
+    case(&[Ability::ExitStatus.of_both()], async {
         for side in [Side::Source, Side::Destination] {
             let tunnel = Tunnel::open(&["SSH"]).await;
             let start = || if side == Side::Source { tunnel.source() } else { tunnel.destination(&[1]) };

@@ -6,6 +6,7 @@ use crate::support::proxy::{End, connect, rest};
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
 use futures_util::future::join_all;
+use opentunnel_proxy::Side;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,7 +27,7 @@ fn pouring() -> Service {
 
 #[tokio::test]
 async fn others_go_on_and_who_stands_still_is_reset_alone() {
-    case(&[Ability::StallTimeout], async {
+    case(&[Ability::StallTimeout.of_both()], async {
         let (poured, exchanged) = (pouring(), Service::exchanging("B"));
         let tunnel = Tunnel::open(&["A", "B"]).await;
         let destination = tunnel.destination(&[poured.port(), exchanged.port()]).run().await;
@@ -49,7 +50,7 @@ async fn others_go_on_and_who_stands_still_is_reset_alone() {
 
 #[tokio::test]
 async fn who_stands_still_for_a_while_gets_all_bytes() {
-    case(&[Ability::BackPressure], async {
+    case(&[Ability::SlowClients.at(Side::Source)], async {
         let service = pouring();
         let tunnel = Tunnel::open(&["SSH"]).await;
         let destination = tunnel.destination(&[service.port()]).run().await;
@@ -68,7 +69,7 @@ async fn who_stands_still_for_a_while_gets_all_bytes() {
 /// The other way: a service that does not read.
 #[tokio::test]
 async fn a_service_that_stands_still_is_reset_alone() {
-    case(&[Ability::StallTimeout], async {
+    case(&[Ability::StallTimeout.of_both()], async {
         let silent = Service::start(|stream| async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             drop(stream);

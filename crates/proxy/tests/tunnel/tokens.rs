@@ -16,7 +16,7 @@ fn mount(directory: &Directory, version: &str, tunnel: &Tunnel) {
 
 #[tokio::test]
 async fn a_refused_token_is_waited_out_until_the_directory_has_another() {
-    case(&[Ability::TokenDir], async {
+    case(&[Ability::TokenDir.of_both()], async {
         let (service, tunnel, secrets) = (Service::echo(), Tunnel::open(&["SSH"]).await, Directory::new());
         mount(&secrets, "old", &tunnel);
         tunnel.rotate("ALL").await;
@@ -40,7 +40,7 @@ async fn a_refused_token_is_waited_out_until_the_directory_has_another() {
 
 #[tokio::test]
 async fn a_rotated_token_leaves_the_link_alone_and_is_used_for_the_next_one() {
-    case(&[Ability::TokenDir], async {
+    case(&[Ability::TokenDir.of_both()], async {
         let (service, tunnel, secrets) = (Service::echo(), Tunnel::open(&["SSH"]).await, Directory::new());
         mount(&secrets, "old", &tunnel);
         let _destination = tunnel.destination(&[service.port()]).token_dir(secrets.path()).run().await;
@@ -67,7 +67,7 @@ async fn a_rotated_token_leaves_the_link_alone_and_is_used_for_the_next_one() {
 
 #[tokio::test]
 async fn without_a_directory_a_rotated_token_is_refused_and_ends_it() {
-    case(&[Ability::ExitStatus], async {
+    case(&[Ability::ExitStatus.at(opentunnel_proxy::Side::Source)], async {
         let tunnel = Tunnel::open(&["SSH"]).await;
         let mut source = tunnel.source().run().await;
         tunnel.rotate("SOURCE").await;

@@ -4,6 +4,7 @@ use crate::support::exchange::{self, Exchange};
 use crate::support::interop::{Ability, case};
 use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
+use opentunnel_proxy::Side;
 
 /// `count` connections at once for each service. V1 and V2 take them one after the other.
 async fn carries(services: &[&'static str], version: &[&str], count: u64) {
@@ -24,7 +25,7 @@ async fn carries(services: &[&'static str], version: &[&str], count: u64) {
 
 #[tokio::test]
 async fn v1_carries_one_connection_after_the_other() {
-    case(&[], async {
+    case(&[Ability::FollowsV1.at(Side::Destination)], async {
         for _ in 0..2 {
             carries(&["SSH"], &["-y", "V1"], 1).await;
         }
@@ -34,7 +35,11 @@ async fn v1_carries_one_connection_after_the_other() {
 
 #[tokio::test]
 async fn v1_lets_further_clients_wait() {
-    case(&[Ability::Queues], carries(&["SSH"], &["-y", "V1"], 6)).await;
+    case(
+        &[Ability::Queues.at(Side::Source), Ability::FollowsV1.at(Side::Destination)],
+        carries(&["SSH"], &["-y", "V1"], 6),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -44,12 +49,12 @@ async fn v1_needs_no_services_name() {
 
 #[tokio::test]
 async fn v2_carries_one_connection_for_each_service() {
-    case(&[], carries(&["HTTP", "SSH"], &["-y", "V2"], 1)).await;
+    case(&[Ability::TwoOfV2.at(Side::Source)], carries(&["HTTP", "SSH"], &["-y", "V2"], 1)).await;
 }
 
 #[tokio::test]
 async fn v2_lets_further_clients_wait() {
-    case(&[Ability::Queues], carries(&["HTTP", "SSH"], &["-y", "V2"], 6)).await;
+    case(&[Ability::Queues.at(Side::Source)], carries(&["HTTP", "SSH"], &["-y", "V2"], 6)).await;
 }
 
 #[tokio::test]

@@ -44,12 +44,13 @@ pub struct Start<'a> {
     tunnel: &'a Tunnel,
     side: Side,
     command: Command,
-    /// Where AWS's program listens: it cannot choose by itself.
+    /// Where a source listens (0: where it likes), and where a destination connects to.
     ports: BTreeMap<&'static str, u16>,
 }
 
 impl<'a> Start<'a> {
-    pub fn new(tunnel: &'a Tunnel, side: Side, targets: &[u16]) -> Self {
+    /// `ports`: a source may have none.
+    pub fn new(tunnel: &'a Tunnel, side: Side, ports: &[u16]) -> Self {
         let program = Program::at(side);
         let mut command = Command::new(program.path());
         // What the machine has set must not be what is tested.
@@ -57,10 +58,10 @@ impl<'a> Start<'a> {
             command.env_remove(name);
         }
         let services: &[&'static str] = if tunnel.services().is_empty() { &[""] } else { tunnel.services() };
-        let ports: BTreeMap<_, _> = match (side, program) {
-            (Side::Source, Program::Ours) => services.iter().map(|service| (*service, 0)).collect(),
-            (Side::Source, Program::Theirs(_)) => services.iter().map(|service| (*service, unused_port())).collect(),
-            (Side::Destination, _) => services.iter().copied().zip(targets.iter().copied()).collect(),
+        let any = || if program == Program::Ours { 0 } else { unused_port() };
+        let ports: BTreeMap<_, _> = match ports {
+            [] => services.iter().map(|service| (*service, any())).collect(),
+            _ => services.iter().copied().zip(ports.iter().copied()).collect(),
         };
         let mapping: Vec<_> = ports
             .iter()

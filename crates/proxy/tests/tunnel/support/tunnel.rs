@@ -22,8 +22,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// With `ws://`, if both ends can speak it.
     pub async fn open(services: &[&'static str]) -> Self {
-        let plain = [Side::Source, Side::Destination].iter().all(|side| Program::at(*side) == Program::Ours);
-        Self::open_with(services, if plain { DataTls::Off } else { DataTls::SelfSigned }).await
+        Self::open_with(services, if Program::all_ours() { DataTls::Off } else { DataTls::SelfSigned }).await
     }
 
     pub async fn open_with(services: &[&'static str], data_tls: DataTls) -> Self {
@@ -65,9 +64,14 @@ impl Tunnel {
         }
     }
 
-    /// A source that listens for every service of the tunnel.
+    /// A source that listens for every service of the tunnel, on ports that it chooses.
     pub fn source(&self) -> Start<'_> {
         Start::new(self, Side::Source, &[])
+    }
+
+    /// A source that listens on these ports, in the order that the tunnel was opened with.
+    pub fn source_on(&self, ports: &[u16]) -> Start<'_> {
+        Start::new(self, Side::Source, ports)
     }
 
     /// A destination whose services have these ports, in the order that the tunnel was opened with.
