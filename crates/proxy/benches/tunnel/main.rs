@@ -140,7 +140,8 @@ impl Bench {
         for (ask, ways) in [(Ask::Sink, "one way"), (Ask::Both, "both ways")] {
             for (window, windows) in WINDOWS {
                 for count in CONNECTIONS.into_iter().filter(|count| fits(*count, window)) {
-                    let measure = format!("{ways}, {count} connections, windows of {windows}");
+                    let connections = if count == 1 { "connection" } else { "connections" };
+                    let measure = format!("{ways}, {count} {connections}, windows of {windows}");
                     for peer in with(&[Peer::TlsRelay]) {
                         self.throughput(&measure, peer, (ask, window, count)).await?;
                     }
@@ -168,7 +169,7 @@ impl Bench {
                         Ok(way) => cut(&old.lab, side, way.address).await.map_err(|error| way.ended().unwrap_or(error)),
                         Err(error) => Err(error.clone()),
                     };
-                    self.report.take(measure, "s", peer, outcome);
+                    self.report.take(measure, "ms", peer, outcome);
                 }
             }
         }
@@ -222,7 +223,7 @@ impl Bench {
             }
             Err(error) => Err(error),
         };
-        let costs = format!("the same, CPU of source / service / destination: {measure}");
+        let costs = format!("CPU of source / service / destination: {measure}");
         match (outcome, &used[..]) {
             (Ok(rate), [before, after]) => {
                 let gib = rate * self.time.as_secs_f64() / MIB / 1024.0;
@@ -275,7 +276,7 @@ async fn cut(lab: &Lab, side: &str, address: SocketAddr) -> Result<Vec<f64>, Str
         }
         sleep(Duration::from_millis(1)).await;
     }
-    Ok(vec![begin.elapsed().as_secs_f64()])
+    Ok(vec![begin.elapsed().as_secs_f64() * 1000.0])
 }
 
 /// Whether the buffers of so many connections, at the client and at the server, are within what Linux gives to TCP: beyond
