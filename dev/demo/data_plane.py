@@ -60,13 +60,14 @@ class Ends:
         self.starts = 0
 
     def start_device(self, published):
-        """`published`: what AWS sent to the device by MQTT."""
+        """`published`: what AWS sent to the device by MQTT. Returns once it is connected: until then AWS refuses clients."""
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         targets = ",".join(f"{service}=127.0.0.1:{server.server_port}" for service in SERVICES)
         self.device = self.processes.start(
             "the device's proxy", [self.program, f"-e={self.endpoint}", f"-d={targets}"], self.logs["device"],
             AWSIOT_TUNNEL_ACCESS_TOKEN=published["clientAccessToken"], **self.environment)
+        self.processes.wait_until("the device's proxy is connected", lambda: " connected " in self.logs["device"].read_text())
 
     def start_pod(self):
         """Returns once it listens."""
