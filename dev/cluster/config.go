@@ -126,7 +126,8 @@ func apiserverArgs(port int, node string) []string {
 		"--endpoint-reconciler-type=none",
 	}
 	if node != "" {
-		where = []string{"--bind-address=0.0.0.0", "--advertise-address=" + node, "--allow-privileged"}
+		where = []string{"--bind-address=0.0.0.0", "--advertise-address=" + node, "--allow-privileged",
+			"--kubelet-preferred-address-types=InternalIP"} // its name means nothing here
 	}
 	return append(where,
 		"--etcd-servers=unix://"+etcdSocket,
