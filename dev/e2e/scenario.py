@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "deploy/examples"
 EDGE = "edge"
 EMULATOR = "http://10.96.0.70:4570"
 OPERATOR = "app.kubernetes.io/name=opentunnel-operator"
-# A slow machine's. Nothing here waits for what takes so long.
+# Tunnels that are opened during the rollout, and once more while the leader is killed: a second each.
 LOAD = int(os.environ.get("E2E_TUNNELS", "30"))
 
 
@@ -226,7 +226,7 @@ def reach_device(world):
         world.keep_log(EDGE, "pump-7-client", "-c", "tunnel")
         begin = time.monotonic()
         world.kubectl("delete", "pod", "pump-7-client", "-n", EDGE, "--timeout=60s")
-        check(time.monotonic() - begin < 30, "the Pod is gone")
+        check(time.monotonic() - begin < 45, f"the Pod is gone after {time.monotonic() - begin:.0f} s")
 
 
 def tunnels(namespace, numbers):
@@ -350,7 +350,6 @@ def everything(world, way):
         world.logs += [(world.directory / "operator.log").read_text(), world.kubectl("get", "events", "-A", "-o", "yaml")]
         check("Opened" in world.logs[-1] and "INFO" in world.logs[-2], "the operator has logged, and told Events")
         check(not any(token in text for text in world.logs for token in world.secret), "no token is in a log or an Event")
-    uninstall(world, way)
 
 
 def briefly(world, way):
@@ -372,6 +371,9 @@ def go(directory, cgroup):
         start_aws(world)
         first, *others = (way(kubectl, directory) for way in WAYS)
         everything(world, first)
+        if os.environ.get("KEEP"):
+            keep(processes, kubectl)
+        uninstall(world, first)
         for way in others:
             briefly(world, way)
         say(f"\ne2e succeeded, in {time.monotonic() - begin:.0f} s.")
@@ -386,6 +388,22 @@ def go(directory, cgroup):
         processes.tell_logs()
         say(f"\nFAILED: {failure}")
         return 1
+
+
+def keep(processes, kubectl):
+    """Says how to get in, and waits."""
+    step("All goes on running. Ctrl-C ends and removes it")
+    program, config, _ = kubectl.command
+    say(f"""
+  In another terminal, as root:
+
+    nsenter --target $(pgrep -nf 'e2e inside') --mount --pid --net
+    export {config.strip('-').replace('kubeconfig', 'KUBECONFIG')} PATH={pathlib.Path(program).parent}:$PATH
+    kubectl get tunnels,pods -A
+""")
+    while True:
+        processes.must_run()
+        time.sleep(1)
 
 
 def tell_state(kubectl):
