@@ -89,6 +89,10 @@ class World:
     def running(self, pod, namespace=EDGE):
         self.kubectl("wait", f"pod/{pod}", "-n", namespace, "--for=condition=Ready", "--timeout=90s")
 
+    def aws_answers(self):
+        with contextlib.suppress(OSError):
+            return self.aws("GET", "calls") == []
+
     def opened(self):
         return [c for c in self.aws("GET", "calls") if c["operation"] == "OpenTunnel" and c["outcome"] == "ok"]
 
@@ -132,6 +136,7 @@ def start_aws(world):
         world.certificate("aws")
         world.kubectl("apply", "-f", str(MANIFESTS / "emulator.yaml"))
         world.kubectl("rollout", "status", "deployment/emulator", "-n", "aws", "--timeout=90s")
+        world.until("its Service leads to it", world.aws_answers)
         world.aws("PUT", "quotas", AWS_QUOTAS)
 
 
