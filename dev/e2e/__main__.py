@@ -78,8 +78,9 @@ def outer():
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in signals:
         signal.signal(number, stop)
-    name, inner = f"opentunnel-e2e-{os.getpid()}", None
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="opentunnel-e2e-"))
+    node.remove_stale()
+    name, inner = f"{node.PREFIX}{os.getpid()}", None
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-"))
     try:
         prepare(directory)
         node.make_cgroup(name)

@@ -2,9 +2,13 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
+import tempfile
 import time
 
+# Of directory and cgroup, before the number of the process that is in charge of them.
+PREFIX = "opentunnel-e2e-"
 ADDRESS = "10.88.0.1"
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 PLUGINS = next((p for p in ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni") if pathlib.Path(p, "bridge").exists()), None)
@@ -113,6 +117,16 @@ def remove_cgroup(name):
                 if attempt == 99:
                     raise
                 time.sleep(0.1)
+
+
+def remove_stale():
+    """What runs that were killed by SIGKILL have left."""
+    for path in [*pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"), *CGROUPS.glob(f"{PREFIX}*"), *CGROUPS.glob(f"*/{PREFIX}*")]:
+        number = path.name.removeprefix(PREFIX).split("-")[0]
+        if number.isdigit() and not pathlib.Path("/proc", number).exists():
+            remove_cgroup(PREFIX + number)
+            if CGROUPS not in path.parents:
+                shutil.rmtree(path)
 
 
 def start(processes, serving, directory, cgroup, images):
