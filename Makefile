@@ -207,7 +207,7 @@ e2e: ## Try the operator on a real node, as root, with containerd: images, kubel
 	$(step) "Kubernetes, with kubelet, scheduler and kube-proxy"
 	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build --node
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory helm build
 	@python3 -B dev/e2e
 
 go-test: cluster

@@ -17,13 +17,11 @@ from emulator import AWS_QUOTAS, Emulator
 from kubectl import Kubectl
 from processes import ROOT, Processes, interruption
 from screen import Failed, block, check, say, step
-from ways import NAMESPACE as SYSTEM
-from ways import WAYS
+from ways import ENDPOINT, WAYS
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"
 EXAMPLES = ROOT / "deploy/examples"
 EDGE = "edge"
-EMULATOR = "http://10.96.0.70:4570"
 OPERATOR = "app.kubernetes.io/name=opentunnel-operator"
 # Tunnels that are opened during the rollout, and once more while the leader is killed: a second each.
 LOAD = int(os.environ.get("E2E_TUNNELS", "20"))
@@ -42,7 +40,8 @@ class World:
 
     def __init__(self, processes, kubectl, directory):
         self.processes, self.kubectl, self.directory = processes, kubectl, directory
-        self.aws = Emulator(EMULATOR)
+        self.aws = Emulator(ENDPOINT)
+        self.system = None  # the operator's namespace
         self.secret = set()  # all tokens seen; they are never printed
         self.logs = []
 
@@ -71,14 +70,14 @@ class World:
 
     def pods(self):
         """The operator's, those that are ready."""
-        pods = self.kubectl.json("get", "pods", "-n", SYSTEM, "-l", OPERATOR)["items"]
+        pods = self.kubectl.json("get", "pods", "-n", self.system, "-l", OPERATOR)["items"]
         return [p for p in pods if "deletionTimestamp" not in p["metadata"] and any(
             c["type"] == "Ready" and c["status"] == "True" for c in p["status"].get("conditions", ()))]
 
     def leader(self):
         """The Lease's holder: the name of a Pod."""
-        holder = self.kubectl.json("get", "lease", "opentunnel-operator", "-n", SYSTEM)["spec"].get("holderIdentity") or ""
-        names = [p["metadata"]["name"] for p in self.kubectl.json("get", "pods", "-n", SYSTEM, "-l", OPERATOR)["items"]]
+        holder = self.kubectl.json("get", "lease", "opentunnel-operator", "-n", self.system)["spec"].get("holderIdentity") or ""
+        names = [p["metadata"]["name"] for p in self.kubectl.json("get", "pods", "-n", self.system, "-l", OPERATOR)["items"]]
         return next((name for name in names if holder.startswith(name)), None)
 
     def waiting(self, pod):
@@ -142,10 +141,11 @@ def start_aws(world):
 
 def install(world, way):
     with timed(f"Installed: {way.name}"):
+        world.system = way.namespace
         way.install()
-        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", SYSTEM, "--timeout=90s")
-        block(world.kubectl("get", "pods", "-n", SYSTEM))
-        labels = world.kubectl.json("get", "namespace", SYSTEM)["metadata"]["labels"]
+        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", way.namespace, "--timeout=90s")
+        block(world.kubectl("get", "pods", "-n", way.namespace))
+        labels = world.kubectl.json("get", "namespace", way.namespace)["metadata"]["labels"]
         check(labels.get("pod-security.kubernetes.io/enforce") == "restricted", "its namespace enforces `restricted`")
         check(len(world.pods()) == 2, "two replicas are ready")
 
@@ -257,8 +257,8 @@ def load(world):
         world.apply(*tunnels("load", range(LOAD)))
         progress(5)
         say(f"    {world.leader()} leads")
-        world.kubectl("rollout", "restart", "deployment/opentunnel-operator", "-n", SYSTEM)
-        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", SYSTEM, "--timeout=90s")
+        world.kubectl("rollout", "restart", "deployment/opentunnel-operator", "-n", world.system)
+        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", world.system, "--timeout=90s")
         world.until("all are Ready", lambda: world.ready("load") == LOAD)
         say(f"    now leads {world.leader()}; the longest pause between two openings: {pause(world, before):.1f} s")
         check(len(world.opened()) - before == LOAD, f"{LOAD} Tunnels are Ready, {LOAD} tunnels were opened")
@@ -286,7 +286,7 @@ def pause(world, first):
 
 def process_of(world, pod):
     """The number of the process in the operator's container."""
-    uid = world.kubectl.json("get", "pod", pod, "-n", SYSTEM)["metadata"]["uid"]
+    uid = world.kubectl.json("get", "pod", pod, "-n", world.system)["metadata"]["uid"]
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.readlink(path / "exe").endswith("opentunnel-operator") and uid in (path / "cgroup").read_text():
@@ -301,7 +301,7 @@ def follow(world):
     def run():
         texts = {}
         while True:
-            for log in pathlib.Path("/var/log/pods").glob(f"{SYSTEM}_*/operator/*.log"):
+            for log in pathlib.Path("/var/log/pods").glob(f"{world.system}_*/operator/*.log"):
                 with contextlib.suppress(OSError):
                     texts[log] = log.read_text()
             path.write_text("".join(texts.values()))
@@ -324,25 +324,25 @@ def drain(world):
         world.kubectl("wait", f"tunnel/load-{2 * LOAD:02}", "-n", "load", "--for=condition=Ready", "--timeout=90s")
         check(True, "a Tunnel that is applied meanwhile is Ready")
     with timed("With `replicas: 1` it is drained; uncordoned, and with two again, both are ready"):
-        world.kubectl("scale", "deployment/opentunnel-operator", "-n", SYSTEM, "--replicas=1")
+        world.kubectl("scale", "deployment/opentunnel-operator", "-n", world.system, "--replicas=1")
         world.kubectl(*drain)
         check(not world.pods(), "no replica is left")
         world.kubectl("uncordon", "node")
-        world.kubectl("scale", "deployment/opentunnel-operator", "-n", SYSTEM, "--replicas=2")
-        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", SYSTEM, "--timeout=90s")
+        world.kubectl("scale", "deployment/opentunnel-operator", "-n", world.system, "--replicas=2")
+        world.kubectl("rollout", "status", "deployment/opentunnel-operator", "-n", world.system, "--timeout=90s")
         check(len(world.pods()) == 2, "two replicas are ready")
 
 
 def uninstall(world, way):
-    with timed("Uninstalled: the Tunnels first, so that AWS closes their tunnels; then the operator"):
+    with timed(f"Uninstalled: the Tunnels first, so that AWS closes their tunnels; then the operator ({way.name})"):
         begin = time.monotonic()
         world.kubectl("delete", "tunnels", "--all", "-A", "--wait=false")
-        world.aws("PUT", "quotas", {})  # a minute less
         world.until("no Tunnel is left", lambda: not world.kubectl.json("get", "tunnels", "-A")["items"])
         say(f"    all Tunnels are gone after {time.monotonic() - begin:.1f} s")
         check(not [t for t in world.aws("GET", "tunnels") if t["status"] == "OPEN"], "no tunnel is open in AWS")
         world.until("no token Secret is left", lambda: not world.kubectl.json(
             "get", "secrets", "-A", "-l", "opentunnel.dev/secret=tokens")["items"])
+        world.kubectl("delete", "namespace", EDGE, "load", "device", "--ignore-not-found", "--timeout=90s")
         way.uninstall()
         left = [kind for kind in ("namespaces", "customresourcedefinitions", "clusterroles", "clusterrolebindings")
                 for item in world.kubectl.json("get", kind)["items"] if "opentunnel" in item["metadata"]["name"]]
@@ -370,8 +370,11 @@ def briefly(world, way):
     install(world, way)
     with timed("A Tunnel"):
         world.namespace(EDGE)
-        world.kubectl("apply", "-f", str(EXAMPLES / "plain.yaml"))
-        world.kubectl("wait", "tunnel/plain", "-n", EDGE, "--for=condition=Ready", "--timeout=90s")
+        opened = len(world.opened())
+        world.kubectl("apply", "-f", str(EXAMPLES / "sensor-42.yaml"))
+        world.kubectl("wait", "tunnel/sensor-42", "-n", EDGE, "--for=condition=Ready", "--timeout=90s")
+        world.tokens("sensor-42-tokens")
+        check(len(world.opened()) == opened + 1, "it is Ready, and has its Secret")
     uninstall(world, way)
 
 
@@ -383,7 +386,7 @@ def go(directory, cgroup):
         kubectl = start_node(processes, directory, cgroup)
         world = World(processes, kubectl, directory)
         start_aws(world)
-        first, *others = (way(kubectl, directory) for way in WAYS)
+        first, *others = (way(world) for way in WAYS)
         everything(world, first)
         if os.environ.get("KEEP"):
             keep(processes, kubectl)
