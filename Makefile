@@ -8,6 +8,8 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
+export OPENTUNNEL_HELM := $(CACHE)/bin/helm
+export OPENTUNNEL_KUBECONFORM := $(CACHE)/bin/kubeconform
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
@@ -20,6 +22,7 @@ BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(B
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 IMAGE ?= opentunnel-operator:$(VERSION)
 PROXY_IMAGE ?= opentunnel-proxy:$(VERSION)
+EMULATOR_IMAGE ?= secure-tunneling-emulator:$(VERSION)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -31,12 +34,12 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Built tools are kept in $(CACHE)"
 
 demo: prerequisites ## Show the operator at work on a real API server (KEEP=1: and leave it running)
@@ -49,7 +52,7 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test install-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -139,10 +142,11 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
-docs: ## Write what is generated of docs/: flags.md, tunnel.md, the flags in proxy.md (tests compare them)
+docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, the chart's values and CRD (tests compare them)
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
+	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'ChartsPage|ChartsCRD' .
 
 BUILD_IMAGE = for engine in docker podman buildah; do \
 		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(1) -f $(2) .; fi; \
@@ -153,6 +157,18 @@ image: ## Build the operator's image (IMAGE=name:tag, BUILD_FLAGS=... of docker,
 
 image-proxy: ## Build the proxy's image (PROXY_IMAGE=name:tag, BUILD_FLAGS=...)
 	@$(call BUILD_IMAGE,$(PROXY_IMAGE),crates/proxy/Dockerfile)
+
+# deploy/ with the image and the region, for what takes neither Kustomize nor Helm.
+install-yaml: ## Write target/install.yaml, all of an installation in one file (AWS_REGION=..., IMAGE=name:tag; needs kubectl)
+	@: "$${AWS_REGION:?is missing: say which region the operator serves, as make install-yaml AWS_REGION=eu-central-1}"
+	@mkdir -p target/install
+	@printf '%s\n' 'resources: [../../deploy]' 'configMapGenerator:' \
+		"  - {name: opentunnel-operator, namespace: opentunnel-system, behavior: merge, literals: [AWS_REGION=$(AWS_REGION)]}" \
+		'patches:' '  - target: {kind: Deployment, name: opentunnel-operator}' \
+		"    patch: '- {op: replace, path: /spec/template/spec/containers/0/image, value: \"$(IMAGE)\"}'" \
+		>target/install/kustomization.yaml
+	@kubectl kustomize target/install >target/install.yaml
+	@echo "kubectl apply -f target/install.yaml"
 
 fmt: ## Check the format of the code (cargo fmt and gofmt -w put it right)
 	$(step) "cargo fmt, gofmt"
@@ -180,15 +196,34 @@ promtool: ## Build what lints metrics as `promtool check metrics` does, for a te
 	@$(GO) dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
 
-cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
+cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time; KUBERNETES=1.33: another one)
 	$(step) "Kubernetes control plane"
 	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build
+
+# Not in `make test`: it takes root and containerd. Where they are missing it ends with 77, an error for make.
+e2e: ## Try the operator on a real node, as root, with containerd: images, kubelet, Pods (docs/local-cluster.md)
+	@python3 -B dev/e2e check
+	$(step) "Kubernetes, with kubelet, scheduler and kube-proxy"
+	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
+	@$(OPENTUNNEL_CLUSTER_BIN) build --node
+	@$(MAKE) --no-print-directory helm build
+	@python3 -B dev/e2e
 
 go-test: cluster
 	$(step) "go vet, go test"
 	@$(GO) dev/cluster vet -trimpath ./...
 	@$(GO) dev/cluster test -trimpath -timeout 30m ./...
+
+helm: ## Build helm and kubeconform (about 2 minutes, the first time)
+	$(step) "helm, kubeconform"
+	@$(GO) dev/install build -trimpath -o $(CACHE)/bin/ helm.sh/helm/v4/cmd/helm github.com/yannh/kubeconform/cmd/kubeconform
+
+# -count=1: Go does not see that the tests' programs read deploy/.
+install-test: cluster helm ## Try each way to install: Kustomize, the Helm chart, install.yaml
+	$(step) "dev/install: Kustomize, the Helm chart"
+	@$(GO) dev/install vet -trimpath ./...
+	@$(GO) dev/install test -trimpath -count=1 ./...
 
 emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python client
 	$(step) "emulator, by botocore"

@@ -19,6 +19,7 @@ import time
 import urllib.request
 
 from data_plane import Ends
+from emulator import AWS_QUOTAS, Emulator
 from kubectl import Kubectl
 from processes import ROOT, Processes, interruption
 from screen import Failed, block, check, say, step, table
@@ -26,23 +27,6 @@ from screen import Failed, block, check, say, step, table
 EXAMPLES = ROOT / "deploy/examples"
 NAMESPACE = "edge"
 MAX_OPEN_TUNNELS = 2
-# AWS's defaults, in calls per second.
-AWS_QUOTAS = {"OpenTunnel": 1, "CloseTunnel": 1, "DescribeTunnel": 10, "ListTunnels": 10, "RotateTunnelAccessToken": 10,
-              "TagResource": 10, "UntagResource": 10, "ListTagsForResource": 10}
-
-
-class Emulator:
-    """Its control API."""
-
-    def __init__(self, endpoint):
-        self.endpoint = endpoint
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def __call__(self, method, what, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.endpoint}/_emulator/{what}", data, method=method)
-        with self.opener.open(request, timeout=10) as answer:
-            return json.load(answer)
 
 
 def http_ok(url):
@@ -60,7 +44,7 @@ def start(processes):
     programs = pathlib.Path(target) / "debug"
 
     step("A Kubernetes control plane: etcd, kube-apiserver, kube-controller-manager")
-    serving = processes.start_cluster(os.environ["OPENTUNNEL_CLUSTER_BIN"])
+    serving = processes.start_cluster(os.environ["OPENTUNNEL_CLUSTER_BIN"], "--crds", ROOT / "crds")
     directory = pathlib.Path(serving["dir"]) / "demo"
     directory.mkdir(mode=0o700)
     kubectl = Kubectl(processes, serving, directory, NAMESPACE)
@@ -95,7 +79,7 @@ def start(processes):
 
 def service_account_kubeconfig(kubectl, directory):
     """A kubeconfig of the operator's ServiceAccount."""
-    account = next(o for o in kubectl.json("get", "-f", str(ROOT / "deploy/rbac.yaml"))["items"]
+    account = next(o for o in kubectl.json("get", "-f", str(ROOT / "deploy/base/rbac.yaml"))["items"]
                    if o["kind"] == "ServiceAccount")["metadata"]
     token = kubectl("create", "token", account["name"], "-n", account["namespace"], "--duration=24h").strip()
     config = kubectl.json("config", "view", "--raw")
