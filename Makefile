@@ -7,14 +7,22 @@ export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_CYCLONEDX := $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)/bin/cargo-cyclonedx
+
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
 
-# A change of its requirements makes another one.
+# Python environments. A change of its requirements makes another one.
+PREPARE_PYTHON := dev/python/prepare
+python = $(CACHE)/$(1)-$(shell cat $(2) $(PREPARE_PYTHON) | cksum | cut -d ' ' -f 1)
 BOTOCORE_TESTS := crates/emulator/tests/botocore
-BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
+BOTOCORE := $(call python,botocore,$(BOTOCORE_TESTS)/requirements.txt)
+PYTHON_TOOLS := $(call python,python-tools,dev/python/tools.txt)
+
+ACTIONLINT := $(CACHE)/bin/actionlint
 
 # Its tag is the version that deploy/ names.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -31,7 +39,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore site workflows release-check sbom advisories cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -48,8 +56,8 @@ build:
 	$(step) "cargo build"
 	@cargo build --workspace --bins --test emulator
 
-test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
+test: test-prerequisites fmt release-check ## All that CI checks
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore site workflows
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -169,6 +177,10 @@ deny: $(CARGO_DENY) ## Check licences and sources of the dependencies, and that 
 	@$(CARGO_DENY) check -D warnings licenses bans sources
 	@cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
+advisories: $(CARGO_DENY) ## Check the dependencies for known vulnerabilities (fetches RustSec's database, which changes daily)
+	$(step) "cargo deny check advisories"
+	@$(CARGO_DENY) check advisories
+
 # A debug build: a minute, where an optimized one takes several, for a tool that then runs 2 s.
 $(CARGO_DENY):
 	$(step) "cargo install cargo-deny $(CARGO_DENY_VERSION): about a minute, the first time"
@@ -196,7 +208,43 @@ emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python c
 
 $(BOTOCORE):
 	$(step) "boto3 in a Python environment: half a minute, the first time"
-	@$(BOTOCORE_TESTS)/prepare $@
+	@$(PREPARE_PYTHON) $(BOTOCORE_TESTS)/requirements.txt $@
+
+$(PYTHON_TOOLS):
+	$(step) "mkdocs and zizmor in a Python environment: half a minute, the first time"
+	@$(PREPARE_PYTHON) dev/python/tools.txt $@
+
+# Strict: a link or an anchor that leads nowhere is an error. (The variable: no advertisement for MkDocs' successors.)
+site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
+	$(step) "site"
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build --quiet
+	@if git grep -nE 'kubectl[^|`]*[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
+		echo 'the above may be another vendor'"'"'s resource (docs/troubleshooting.md): write tun, or tunnels.opentunnel.dev'; exit 1; fi
+	@echo "target/site/index.html"
+
+# Without what actionlint uses where it finds it: its result must be the same on every machine.
+workflows: $(PYTHON_TOOLS) ## Lint .github
+	$(step) "actionlint, zizmor"
+	@$(GO) dev/actionlint build -trimpath -o $(ACTIONLINT) github.com/rhysd/actionlint/cmd/actionlint
+	@$(ACTIONLINT) -shellcheck= -pyflakes=
+	@$(PYTHON_TOOLS)/bin/zizmor --offline --quiet --strict-collection .github
+
+# Of each program what it is made of on Linux, normal dependencies alone.
+SBOM_PROGRAMS := opentunnel-operator opentunnel-proxy secure-tunneling-emulator
+sbom: $(CARGO_CYCLONEDX) ## Write what each program is made of, as CycloneDX, into target/sbom
+	$(step) "cargo cyclonedx"
+	@mkdir -p target/sbom
+	@$(CARGO_CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 --describe crate --target x86_64-unknown-linux-gnu --no-build-deps
+	@:
+
+$(CARGO_CYCLONEDX):
+	$(step) "cargo install cargo-cyclonedx $(CARGO_CYCLONEDX_VERSION): some minutes, the first time"
+	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-cyclonedx \
+		--version $(CARGO_CYCLONEDX_VERSION) --root $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)
+
+release-check: ## Check that the version is the same everywhere (TAG=v0.1.0: and that a release of that tag may be made)
+	$(step) "release-check"
+	@dev/release check $(TAG)
 
 clean: ## Remove what cargo has built
 	@cargo clean
