@@ -39,7 +39,8 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore site workflows release-check sbom advisories cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: site workflows release-check sbom advisories
 
 step = @printf '\n== %s\n'
 
@@ -56,8 +57,8 @@ build:
 	$(step) "cargo build"
 	@cargo build --workspace --bins --test emulator
 
-test: test-prerequisites fmt release-check ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore site workflows
+test: test-prerequisites fmt release-check site workflows ## All that CI checks
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
