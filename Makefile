@@ -40,7 +40,6 @@ ifndef AT_ONCE
 endif
 
 .PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
-.PHONY: site workflows release-check sbom advisories
 
 step = @printf '\n== %s\n'
 
@@ -57,7 +56,7 @@ build:
 	$(step) "cargo build"
 	@cargo build --workspace --bins --test emulator
 
-test: test-prerequisites fmt release-check site workflows ## All that CI checks
+test: test-prerequisites fmt ## All that CI checks
 	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
@@ -214,6 +213,10 @@ $(BOTOCORE):
 $(PYTHON_TOOLS):
 	$(step) "mkdocs and zizmor in a Python environment: half a minute, the first time"
 	@$(PREPARE_PYTHON) dev/python/tools.txt $@
+
+# Some seconds.
+test: site workflows release-check
+.PHONY: site workflows release-check sbom advisories
 
 # Strict: a link or an anchor that leads nowhere is an error. (The variable: no advertisement for MkDocs' successors.)
 site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
