@@ -233,13 +233,14 @@ workflows: $(PYTHON_TOOLS) ## Lint .github
 	@$(ACTIONLINT) -shellcheck= -pyflakes=
 	@$(PYTHON_TOOLS)/bin/zizmor --offline --quiet --strict-collection .github
 
-# Of each program what it is made of on Linux, normal dependencies alone.
-SBOM_PROGRAMS := opentunnel-operator opentunnel-proxy secure-tunneling-emulator
+# cargo-cyclonedx writes each beside its Cargo.toml. Without what only builds and tests are made of.
 sbom: $(CARGO_CYCLONEDX) ## Write what each program is made of, as CycloneDX, into target/sbom
 	$(step) "cargo cyclonedx"
+	@$(CARGO_CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 --describe crate --no-build-deps --target x86_64-unknown-linux-gnu
 	@mkdir -p target/sbom
-	@$(CARGO_CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 --describe crate --target x86_64-unknown-linux-gnu --no-build-deps
-	@:
+	@mv opentunnel-operator.cdx.json crates/proxy/opentunnel-proxy.cdx.json \
+		crates/emulator/secure-tunneling-emulator.cdx.json target/sbom/
+	@rm crates/api/opentunnel-api.cdx.json
 
 $(CARGO_CYCLONEDX):
 	$(step) "cargo install cargo-cyclonedx $(CARGO_CYCLONEDX_VERSION): some minutes, the first time"
