@@ -7,9 +7,6 @@ export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-CARGO_CYCLONEDX_VERSION := 0.5.9
-CARGO_CYCLONEDX := $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)/bin/cargo-cyclonedx
-
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
@@ -218,10 +215,11 @@ $(PYTHON_TOOLS):
 test: site workflows release-check
 .PHONY: site workflows release-check sbom advisories
 
-# Strict: a link or an anchor that leads nowhere is an error. (The variable: no advertisement for MkDocs' successors.)
+# Strict: a link or an anchor that leads nowhere is an error. (Not --quiet: MkDocs would not count what it does not tell. The
+# variable keeps an advertisement for MkDocs' successors away.)
 site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
 	$(step) "site"
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build
 	@if git grep -nE 'kubectl[^|`]*[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
 		echo 'the above may be another vendor'"'"'s resource (docs/troubleshooting.md): write tun, or tunnels.opentunnel.dev'; exit 1; fi
 	@echo "target/site/index.html"
@@ -232,6 +230,9 @@ workflows: $(PYTHON_TOOLS) ## Lint .github
 	@$(GO) dev/actionlint build -trimpath -o $(ACTIONLINT) github.com/rhysd/actionlint/cmd/actionlint
 	@$(ACTIONLINT) -shellcheck= -pyflakes=
 	@$(PYTHON_TOOLS)/bin/zizmor --offline --quiet --strict-collection .github
+
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_CYCLONEDX := $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)/bin/cargo-cyclonedx
 
 # cargo-cyclonedx writes each beside its Cargo.toml. Without what only builds and tests are made of.
 sbom: $(CARGO_CYCLONEDX) ## Write what each program is made of, as CycloneDX, into target/sbom
