@@ -217,10 +217,11 @@ test: site workflows release-check
 
 # Strict: a link or an anchor that leads nowhere is an error. (Not --quiet: MkDocs would not count what it does not tell. The
 # variable keeps an advertisement for MkDocs' successors away.)
+VERBS := get|describe|delete|wait|annotate|label|patch|edit|events|show|watch|json
 site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
 	$(step) "site"
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build
-	@if git grep -nE 'kubectl[^|`]*[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
+	@if git grep -nE 'kubectl( -[^ ]+( [^ ]+)?)*[ .]($(VERBS))([ (][^|`]*)?[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
 		echo 'the above may be another vendor'"'"'s resource (docs/troubleshooting.md): write tun, or tunnels.opentunnel.dev'; exit 1; fi
 	@echo "target/site/index.html"
 
