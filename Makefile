@@ -14,9 +14,14 @@ export OPENTUNNEL_KUBECONFORM := $(CACHE)/bin/kubeconform
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
 
-# A change of its requirements makes another one.
+# Python environments. A change of its requirements makes another one.
+PREPARE_PYTHON := dev/python/prepare
+python = $(CACHE)/$(1)-$(shell cat $(2) $(PREPARE_PYTHON) | cksum | cut -d ' ' -f 1)
 BOTOCORE_TESTS := crates/emulator/tests/botocore
-BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
+BOTOCORE := $(call python,botocore,$(BOTOCORE_TESTS)/requirements.txt)
+PYTHON_TOOLS := $(call python,python-tools,dev/python/tools.txt)
+
+ACTIONLINT := $(CACHE)/bin/actionlint
 
 # Its tag is the version that deploy/ names.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -185,6 +190,10 @@ deny: $(CARGO_DENY) ## Check licences and sources of the dependencies, and that 
 	@$(CARGO_DENY) check -D warnings licenses bans sources
 	@cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
+advisories: $(CARGO_DENY) ## Check the dependencies for known vulnerabilities (fetches RustSec's database, which changes daily)
+	$(step) "cargo deny check advisories"
+	@$(CARGO_DENY) check advisories
+
 # A debug build: a minute, where an optimized one takes several, for a tool that then runs 2 s.
 $(CARGO_DENY):
 	$(step) "cargo install cargo-deny $(CARGO_DENY_VERSION): about a minute, the first time"
@@ -231,7 +240,53 @@ emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python c
 
 $(BOTOCORE):
 	$(step) "boto3 in a Python environment: half a minute, the first time"
-	@$(BOTOCORE_TESTS)/prepare $@
+	@$(PREPARE_PYTHON) $(BOTOCORE_TESTS)/requirements.txt $@
+
+$(PYTHON_TOOLS):
+	$(step) "mkdocs and zizmor in a Python environment: half a minute, the first time"
+	@$(PREPARE_PYTHON) dev/python/tools.txt $@
+
+# Some seconds.
+test: site workflows release-check
+.PHONY: site workflows release-check sbom advisories
+
+# Strict: a link or an anchor that leads nowhere is an error. (Not --quiet: MkDocs would not count what it does not tell. The
+# variable keeps an advertisement for MkDocs' successors away.)
+VERBS := get|describe|delete|wait|annotate|label|patch|edit|events|show|watch|json
+site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
+	$(step) "site"
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build
+	@if git grep -nE 'kubectl( -[^ ]+( [^ ]+)?)*[ .]($(VERBS))([ (][^|`]*)?[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
+		echo 'the above may be another vendor'"'"'s resource (docs/troubleshooting.md): write tun, or tunnels.opentunnel.dev'; exit 1; fi
+	@echo "target/site/index.html"
+
+# Without what actionlint uses where it finds it: its result must be the same on every machine.
+workflows: $(PYTHON_TOOLS) ## Lint .github
+	$(step) "actionlint, zizmor"
+	@$(GO) dev/actionlint build -trimpath -o $(ACTIONLINT) github.com/rhysd/actionlint/cmd/actionlint
+	@$(ACTIONLINT) -shellcheck= -pyflakes=
+	@$(PYTHON_TOOLS)/bin/zizmor --offline --quiet --strict-collection .github
+
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_CYCLONEDX := $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)/bin/cargo-cyclonedx
+
+# cargo-cyclonedx writes each beside its Cargo.toml. Without what only builds and tests are made of.
+sbom: $(CARGO_CYCLONEDX) ## Write what each program is made of, as CycloneDX, into target/sbom
+	$(step) "cargo cyclonedx"
+	@$(CARGO_CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 --describe crate --no-build-deps --target x86_64-unknown-linux-gnu
+	@mkdir -p target/sbom
+	@mv opentunnel-operator.cdx.json crates/proxy/opentunnel-proxy.cdx.json \
+		crates/emulator/secure-tunneling-emulator.cdx.json target/sbom/
+	@rm crates/api/opentunnel-api.cdx.json
+
+$(CARGO_CYCLONEDX):
+	$(step) "cargo install cargo-cyclonedx $(CARGO_CYCLONEDX_VERSION): some minutes, the first time"
+	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-cyclonedx \
+		--version $(CARGO_CYCLONEDX_VERSION) --root $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)
+
+release-check: ## Check that the version is the same everywhere (TAG=v0.1.0: and that a release of that tag may be made)
+	$(step) "release-check"
+	@dev/release check $(TAG)
 
 clean: ## Remove what cargo has built
 	@cargo clean
