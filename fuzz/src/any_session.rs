@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 /// Bytes of memory that one session, a frame that comes and one that goes may have. Buffers grow by doubling.
-const MEMORY: usize = 1 << 20;
+const MEMORY: usize = 768 << 10;
 
+/// So that each is the first to be reached for somebody.
 const BOUNDS: Bounds = Bounds {
     send_connection: 2 * MAX_PAYLOAD,
     send_total: 4 * MAX_PAYLOAD,
-    receive_connection: 5_000,
-    receive_total: 20_000,
+    receive_connection: 70_000,
+    receive_total: 80_000,
     connections: 6,
     control: 6,
 };
@@ -75,6 +76,10 @@ struct End {
     keys: Vec<ConnectionKey>,
     /// What the service has sent, and a frame was cut before.
     cut: Vec<u8>,
+    /// The same bytes as the session has.
+    decoder: Decoder,
+    /// What must end it has come.
+    is_wrong: bool,
     error: Option<SessionError>,
     services_known: bool,
     now: Instant,
@@ -99,6 +104,8 @@ impl End {
             side,
             keys: Vec::new(),
             cut: Vec::new(),
+            decoder: Decoder::default(),
+            is_wrong: false,
             error: None,
             services_known: false,
             now: Instant::now(),
@@ -157,7 +164,18 @@ impl End {
         let rest = self.cut.split_off(self.cut.len().saturating_sub(later));
         let frame = std::mem::replace(&mut self.cut, rest);
         assert!(frame.len() <= MAX_FRAME);
-        self.session.receive(frame.into());
+        let frame = Bytes::from(frame);
+        if !self.is_wrong {
+            self.decoder.push(frame.clone());
+        }
+        while !self.is_wrong
+            && let Some(message) = self.decoder.next_message().transpose()
+        {
+            let may_start = self.side == Side::Destination;
+            let is_right = message.is_ok_and(|message| may_start || message.kind != MessageType::StreamStart);
+            self.is_wrong = !is_right;
+        }
+        self.session.receive(frame);
     }
 
     fn send(&mut self, key: ConnectionKey, length: usize) {
@@ -172,6 +190,7 @@ impl End {
             match self.session.poll_event() {
                 Ok(None) => {
                     assert!(self.error.is_none(), "an error is not forgotten");
+                    assert!(!self.is_wrong || self.session.is_paused(), "what is wrong is not passed over");
                     return;
                 }
                 Ok(Some(event)) => self.event(event),
@@ -212,9 +231,11 @@ impl End {
         assert!(frame.len() <= MAX_FRAME && had_to == (count > 0));
         let mut decoder = Decoder::default();
         decoder.push(frame.freeze());
+        let mut control = 0;
         for nth in 1..=count {
             let message = decoder.next_message().expect("messages").expect("as many");
             assert!(message.stream_id != 0, "the service would refuse {message:?}");
+            control += usize::from(message.kind != MessageType::Data);
             match message.kind {
                 MessageType::StreamStart | MessageType::ConnectionStart => {
                     assert!(self.side == Side::Source && nth == count, "{message:?}");
@@ -225,13 +246,20 @@ impl End {
             }
         }
         assert_eq!(decoder.buffered(), 0);
+        // One for each connection on top, and once more where it has ended because all was sent.
+        assert!(control <= BOUNDS.control + 2 * BOUNDS.connections + 2, "{control} messages waited");
         count > 0
     }
 
     fn check(&self) {
-        let (queued, held) = self.session.held();
-        assert!(queued <= BOUNDS.send_total && held < BOUNDS.receive_total + MAX_PAYLOAD, "{queued} {held}");
-        assert!(self.session.connections() <= BOUNDS.connections);
+        let ((queued, held), connections) = (self.session.held(), self.session.connections());
+        assert!(connections <= BOUNDS.connections);
+        assert!(
+            queued <= BOUNDS.send_total && queued <= connections * (BOUNDS.send_connection + MAX_PAYLOAD),
+            "{queued}"
+        );
+        let most = connections * (BOUNDS.receive_connection + MAX_PAYLOAD);
+        assert!(held < BOUNDS.receive_total + MAX_PAYLOAD && held <= most, "{held}");
         assert!(self.session.next_stream_id() > 0);
         let memory = ALLOCATOR.current_usage() - self.memory_before;
         assert!(memory <= MEMORY, "{memory} bytes of memory");
@@ -258,6 +286,10 @@ impl End {
         self.check();
         assert_eq!((self.session.connections(), self.session.held()), (0, (0, 0)));
         assert!(!self.session.has_to_send());
+        if self.side == Side::Source && self.services_known {
+            let key = self.session.open(ServiceIndex(0)).expect("there is room for another one");
+            assert_eq!(self.session.request(key), RequestAnswer::Granted);
+        }
     }
 }
 
