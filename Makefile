@@ -108,14 +108,17 @@ reloaders: cluster ## Try docs/consumers.md with reloaders that you have: OPENTU
 # libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
 # a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= any_tunnel any_session
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
-fuzz: ## Show the operator any bytes as a Tunnel, for FUZZ_SECONDS=60 (needs a C++ compiler; the first build takes minutes)
-	$(step) "libFuzzer, $(FUZZ_SECONDS) s"
-	@fuzz/run "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS)
+fuzz: ## Show the operator any bytes as a Tunnel, the proxy any as its service, FUZZ_SECONDS=60 each (needs a C++ compiler)
+	@for target in $(FUZZ_TARGETS); do \
+		printf '\n== libFuzzer, %s, %s s\n' $$target $(FUZZ_SECONDS); \
+		fuzz/run $$target "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS); \
+	done
 
 soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minutes (SOAK_SEED, SOAK_TUNNELS, SOAK_SECONDS)
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
