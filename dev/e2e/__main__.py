@@ -38,7 +38,7 @@ def lacking():
     packages |= {"busybox-static"} if images.libraries("/bin/busybox") else set()
     packages |= set() if node.PLUGINS else {"containernetworking-plugins"}
     if packages:
-        return f"this machine lacks {' '.join(sorted(packages))} (Debian: apt-get install --no-install-recommends ...)"
+        return f"on Debian, first: apt-get install --no-install-recommends {' '.join(sorted(packages))}"
     return None
 
 

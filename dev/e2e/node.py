@@ -56,6 +56,7 @@ KUBELET = {
     "cgroupDriver": "cgroupfs", "failCgroupV1": False, "failSwapOn": False,
     "makeIPTablesUtilChains": False, "resolvConf": "", "oomScoreAdj": 0,
     "evictionHard": {"memory.available": "1%", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+    "imageGCHighThresholdPercent": 100,  # what is not in use could not be had again
     "syncFrequency": "5s", "nodeStatusUpdateFrequency": "5s",
 }
 
