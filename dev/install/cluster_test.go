@@ -222,5 +222,6 @@ func TestHelmInstallsUpgradesRollsBackAndUninstalls(t *testing.T) {
 	// A reinstall takes the CRD over; without keep it goes, and the Tunnels with it.
 	helm("install", name, chart, "--set", "crds.keep=false").must(t)
 	release(t, "uninstall", name, "-n", space).must(t)
-	kubectl(t, "wait", "--for=delete", "crd/tunnels.opentunnel.dev", "--timeout=60s").must(t)
+	// The API server looks every 5 s, for a minute, whether the last Tunnel is gone, and else begins again.
+	kubectl(t, "wait", "--for=delete", "crd/tunnels.opentunnel.dev", "--timeout=180s").must(t)
 }
