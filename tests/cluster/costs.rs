@@ -126,7 +126,7 @@ async fn all_reconciled(operator: &Operator, count: usize) {
     loop {
         let log = operator.log();
         let at_rest = log.lines().filter(|line| line.contains("step=Wait("));
-        let names: HashSet<_> = at_rest.filter_map(|line| line.split("name=\"").nth(1)?.split('"').next()).collect();
+        let names: HashSet<_> = at_rest.filter_map(|line| line.split("tunnel=\"").nth(1)?.split('"').next()).collect();
         if names.len() >= count {
             return;
         }
