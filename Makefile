@@ -8,6 +8,7 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
+export OPENTUNNEL_GITOPS := $(CACHE)/bin/gitops
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
@@ -31,7 +32,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool go-test emulator-botocore cluster clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy fmt clippy deny promtool gitops go-test emulator-botocore cluster clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -49,7 +50,7 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test emulator-botocore
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool gitops go-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -139,10 +140,12 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
-docs: ## Write what is generated of docs/: flags.md, tunnel.md, the flags in proxy.md (tests compare them)
+docs: ## Write what is generated: of docs/ flags.md, tunnel.md, the flags in proxy.md, and of deploy/gitops (tests compare it)
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib test_data_of_the_gitops_tools
+	@UPDATE_DOCS=1 $(GO) dev/gitops test -trimpath ./...
 
 BUILD_IMAGE = for engine in docker podman buildah; do \
 		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(1) -f $(2) .; fi; \
@@ -179,6 +182,13 @@ promtool: ## Build what lints metrics as `promtool check metrics` does, for a te
 	$(step) "dev/promlint"
 	@$(GO) dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
+
+gitops: ## Try deploy/gitops with the libraries of Flux and Argo CD, and build them as a program, for tests
+	$(step) "dev/gitops"
+	@$(GO) dev/gitops build -trimpath -o $(OPENTUNNEL_GITOPS) .
+	@$(GO) dev/gitops vet -trimpath ./...
+	@$(GO) dev/gitops test -trimpath ./...
+	@echo "export OPENTUNNEL_GITOPS=$(OPENTUNNEL_GITOPS)"
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
 	$(step) "Kubernetes control plane"
