@@ -239,11 +239,12 @@ impl Default for Metrics {
 }
 
 /// How a call can end; `None`: well.
-const OUTCOMES: [Option<CallErrorKind>; 8] = [
+const OUTCOMES: [Option<CallErrorKind>; 9] = [
     None,
     Some(CallErrorKind::LimitExceeded),
     Some(CallErrorKind::Throttled),
     Some(CallErrorKind::AccessDenied),
+    Some(CallErrorKind::NoCredentials),
     Some(CallErrorKind::InvalidRequest),
     Some(CallErrorKind::NotFound),
     Some(CallErrorKind::Unreachable),
@@ -255,6 +256,7 @@ fn kind(kind: CallErrorKind) -> &'static str {
         CallErrorKind::LimitExceeded => "LimitExceeded",
         CallErrorKind::Throttled => "Throttled",
         CallErrorKind::AccessDenied => "AccessDenied",
+        CallErrorKind::NoCredentials => "NoCredentials",
         CallErrorKind::InvalidRequest => "InvalidRequest",
         CallErrorKind::NotFound => "NotFound",
         CallErrorKind::Unreachable => "Unreachable",
