@@ -170,7 +170,8 @@ async fn the_iam_policy_allows_what_the_operator_calls_and_no_more() {
     for statement in statements {
         assert_eq!(statement["Effect"], "Allow");
         // A request tags the tunnel, not the thing: IAM could never find the condition met for a thing.
-        let resources: Vec<&str> = statement["Resource"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+        let resources: Vec<&str> =
+            statement["Resource"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
         if statement["Condition"].to_string().contains("aws:RequestTag") {
             assert!(resources.iter().all(|resource| resource.contains(":tunnel/")), "{resources:?}");
         }

@@ -140,6 +140,7 @@ async fn without_credentials_it_runs_and_says_so_and_goes_on_when_they_come() {
     world.wait_ready("plain").await;
     println!("figure: credentials that come late | used after {:.0} s", begun.elapsed().as_secs_f64());
     assert!(readyz(&mut operator).await.ends_with("\r\n\r\nok"));
+    world.wait_event("plain", "Normal Opened").await;
     assert_eq!(world.events("plain").await, ["Warning AccessDenied", "Normal Opened"]);
     assert_eq!(world.calls_of("OpenTunnel"), 1);
     assert!(operator.log().contains("AWS credentials are loaded"), "{}", operator.log());

@@ -45,20 +45,24 @@ impl Cluster {
         assert!(said.ok, "kubectl {args:?}: {}", said.err);
     }
 
-    /// `kubectl apply -k deploy/`, as often as it takes: what is being deleted has to be gone first.
-    async fn install(&self) {
+    /// `kubectl VERB -k deploy/`.
+    async fn deploy(&self, verb: &[&str]) -> Said {
         let deploy = repository().join("deploy");
-        self.until("deploy/ is applied", async || {
-            self.kubectl(&["apply", "-k", deploy.to_str().expect("UTF-8")]).await.ok && self.is_installed().await
-        })
-        .await;
+        let which = ["-n", SYSTEM_NAMESPACE, "-k", deploy.to_str().expect("UTF-8")];
+        self.kubectl(&[verb, &which].concat()).await
+    }
+
+    /// Applies it as often as it takes: what is being deleted has to be gone first.
+    async fn install(&self) {
+        let applied = async || self.deploy(&["apply"]).await.ok && self.is_installed().await;
+        self.until("deploy/ is applied", applied).await;
         self.world.plane.write_operator_kubeconfig(&self.world.plane.operator_kubeconfig).expect("a kubeconfig");
     }
 
-    /// Deletes as `kubectl delete -k deploy/` does, and does not wait.
+    /// `kubectl delete -k deploy/`, but it does not wait.
     async fn uninstall(&self) {
-        let deploy = repository().join("deploy");
-        self.must(&["delete", "--wait=false", "-k", deploy.to_str().expect("UTF-8")]).await;
+        let said = self.deploy(&["delete", "--wait=false"]).await;
+        assert!(said.ok, "{}", said.err);
     }
 
     async fn crd(&self) -> Option<CustomResourceDefinition> {
@@ -219,8 +223,8 @@ async fn deleted_as_a_whole_and_applied_again_what_hung_is_finished_and_applied_
     operator.kill();
     cluster.until_no_namespace().await;
     assert!(cluster.crd().await.is_some_and(|crd| crd.metadata.deletion_timestamp.is_some()), "the CRD hangs");
-    let deploy = repository().join("deploy");
-    cluster.must(&["apply", "-k", deploy.to_str().expect("UTF-8")]).await;
+    let said = cluster.deploy(&["apply"]).await;
+    assert!(said.ok, "{}", said.err);
     let plane = cluster.world.plane;
     plane.write_operator_kubeconfig(&plane.operator_kubeconfig).expect("a kubeconfig");
     let mut operator = cluster.world.operator().await;

@@ -42,12 +42,12 @@ const FLAGS: [(&str, &str); 3] = [("--poll-interval", "2s"), ("--aws-timeout", "
 impl Release {
     /// The settings, for a process of this release.
     fn run_by(self, settings: &Settings, tested: &Path) -> Settings {
-        let previous = || env::var_os("OPENTUNNEL_PREVIOUS_BIN").expect("OPENTUNNEL_PREVIOUS_BIN: see make upgrade");
-        let program = match self {
-            Self::Previous => previous().into(),
+        let mut settings = settings.clone();
+        settings.program = match self {
+            Self::Previous => env::var_os("OPENTUNNEL_PREVIOUS_BIN").expect("as make upgrade sets it").into(),
             Self::This => tested.to_owned(),
         };
-        Settings { program, ..settings.clone() }
+        settings
     }
 }
 
