@@ -239,12 +239,11 @@ impl Default for Metrics {
 }
 
 /// How a call can end; `None`: well.
-const OUTCOMES: [Option<CallErrorKind>; 9] = [
+const OUTCOMES: [Option<CallErrorKind>; 8] = [
     None,
     Some(CallErrorKind::LimitExceeded),
     Some(CallErrorKind::Throttled),
     Some(CallErrorKind::AccessDenied),
-    Some(CallErrorKind::NoCredentials),
     Some(CallErrorKind::InvalidRequest),
     Some(CallErrorKind::NotFound),
     Some(CallErrorKind::Unreachable),
@@ -255,8 +254,8 @@ fn kind(kind: CallErrorKind) -> &'static str {
     match kind {
         CallErrorKind::LimitExceeded => "LimitExceeded",
         CallErrorKind::Throttled => "Throttled",
-        CallErrorKind::AccessDenied => "AccessDenied",
-        CallErrorKind::NoCredentials => "NoCredentials",
+        // As in conditions.
+        CallErrorKind::AccessDenied | CallErrorKind::NoCredentials => "AccessDenied",
         CallErrorKind::InvalidRequest => "InvalidRequest",
         CallErrorKind::NotFound => "NotFound",
         CallErrorKind::Unreachable => "Unreachable",

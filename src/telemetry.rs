@@ -160,6 +160,7 @@ pub async fn serve(listener: TcpListener, readiness: Arc<Readiness>, metrics: Ar
 pub(crate) mod tests {
     use super::*;
     use std::io;
+    use std::net::IpAddr;
     use std::sync::LazyLock;
     use tracing::dispatcher::{self, Dispatch};
 
@@ -198,9 +199,15 @@ pub(crate) mod tests {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let port = bind(any).unwrap().local_addr().unwrap().port();
         let listener = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).unwrap();
-        let (there, taken) =
-            tokio::join!(tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
-        assert!(there.is_ok() && taken.is_ok(), "{there:?} {taken:?}");
+        // A kubelet's probe comes by the Pod's address, which is IPv6 alone in some clusters.
+        let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+        if listener.local_addr().unwrap().is_ipv6() {
+            addresses.push(Ipv6Addr::LOCALHOST.into());
+        }
+        for address in addresses {
+            let (there, taken) = tokio::join!(tokio::net::TcpStream::connect((address, port)), listener.accept());
+            assert!(there.is_ok() && taken.is_ok(), "{address}: {there:?} {taken:?}");
+        }
 
         let missing = |errno| without_ipv6(any, &io::Error::from_raw_os_error(errno));
         assert_eq!(missing(EAFNOSUPPORT), Some("0.0.0.0:0".parse().unwrap()));

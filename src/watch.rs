@@ -121,7 +121,7 @@ impl Intake {
             let message = format!(
                 "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel and apply it again"
             );
-            tracing::warn!(namespace = key.namespace, name = key.name, "{message}");
+            tracing::warn!(namespace = key.namespace, tunnel = key.name, "{message}");
             let ctx = self.ctx.clone();
             let notice = Notice { warning: true, reason: "Unreadable".into(), message };
             tokio::spawn(async move {
