@@ -26,7 +26,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "reporting.md",
     "crates/emulator/README.md": "emulator.md",
-    #+ "deploy/chart/README.md": "chart.md",
+    "deploy/chart/README.md": "chart.md",
     "dev/cluster/README.md": "control-plane.md",
 }
 SOURCES = {name: source for source, name in PAGES.items()}
