@@ -40,7 +40,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -123,7 +123,20 @@ fuzz: ## Show the operator any bytes as a Tunnel, the proxy any as its service, 
 
 soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minutes (SOAK_SEED, SOAK_TUNNELS, SOAK_SECONDS)
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
-		cargo test --test cluster -- soak::the_promise --nocapture
+		cargo test --test cluster -- soak::the_promise_holds_under --nocapture
+
+# The last release: a tag or commit of this repository, built in a folder of its own, or a program that you have.
+PREVIOUS ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+upgrade: cluster ## Roll the last release and this one forward and back under a soak: PREVIOUS=tag-or-commit, or OPENTUNNEL_PREVIOUS_BIN=path
+	@previous="$(abspath $(OPENTUNNEL_PREVIOUS_BIN))"; \
+	if [ -z "$$previous" ]; then \
+		test -n "$(PREVIOUS)" || { echo "say which release was the last: make upgrade PREVIOUS=tag-or-commit"; exit 1; }; \
+		source=target/previous/source; rm -rf $$source; mkdir -p $$source; \
+		git archive "$(PREVIOUS)" | tar -x -C "$$source"; \
+		cargo build --locked --manifest-path "$$source/Cargo.toml" --target-dir target/previous --bin opentunnel-operator; \
+		previous="$$PWD/target/previous/debug/opentunnel-operator"; \
+	fi; \
+	OPENTUNNEL_PREVIOUS_BIN="$$previous" cargo test --test cluster -- soak::the_promise_holds_while_releases --nocapture --ignored
 
 # AWS's own program, which nothing here builds, at either end. What it is expected not to do is told as a table; the
 # tests have it in crates/proxy/tests/tunnel/support/interop.rs.
