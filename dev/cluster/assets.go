@@ -21,15 +21,27 @@ import (
 // program (cmd/controlplane) that has four names.
 var programs = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kubectl"}
 
+// nodePrograms are what a cluster with a node needs besides. They are one
+// program, too, another one: it has all of kubelet, which the first leaves out.
+var nodePrograms = []string{"kubelet", "kube-proxy", "kube-scheduler"}
+
+// needed are the programs of a control plane, or of a cluster with a node.
+func needed(node bool) []string {
+	if node {
+		return append(slices.Clone(programs), nodePrograms...)
+	}
+	return programs
+}
+
 // source is what the programs are built from. It is part of this program, so
 // that it can be called from anywhere and knows what a built program was made
 // of.
 //
-//go:embed go.mod go.sum cmd
+//go:embed go.mod go.sum cmd kubernetes
 var source embed.FS
 
-func build(ctx context.Context) error {
-	dir, err := ensurePrograms(ctx)
+func build(ctx context.Context, node bool) error {
+	dir, err := ensurePrograms(ctx, needed(node))
 	if err == nil {
 		_, err = fmt.Println(dir)
 	}
@@ -37,22 +49,25 @@ func build(ctx context.Context) error {
 }
 
 // ensurePrograms builds what neither KUBEBUILDER_ASSETS nor the cache holds and
-// returns a directory with all programs.
-func ensurePrograms(ctx context.Context) (string, error) {
+// returns a directory with all the named programs.
+func ensurePrograms(ctx context.Context, names []string) (string, error) {
 	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	missing := programs
+	missing := names
 	if assets != "" {
 		var err error
 		if assets, err = filepath.Abs(assets); err != nil {
 			return "", err
 		}
-		missing = lacking(assets, programs)
+		missing = lacking(assets, names)
 		if len(missing) == 0 {
 			return assets, nil
 		}
 	}
 	root, err := cacheDir()
 	if err != nil {
+		return "", err
+	}
+	if err := chooseKubernetes(); err != nil {
 		return "", err
 	}
 	key, err := cacheKey()
@@ -69,10 +84,10 @@ func ensurePrograms(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	if len(missing) == len(programs) {
+	if len(missing) == len(names) {
 		return built, nil
 	}
-	return linkView(cache, built, assets, missing)
+	return linkView(cache, built, assets, names, missing)
 }
 
 // lacking returns those of the named programs that dir does not hold.
@@ -88,13 +103,13 @@ func lacking(dir string, names []string) []string {
 
 // linkView makes a directory with a link to each program: some in assets, some
 // in built.
-func linkView(cache, built, assets string, missing []string) (string, error) {
-	id := sha256.Sum256([]byte(assets + "\n" + strings.Join(missing, "\n")))
+func linkView(cache, built, assets string, names, missing []string) (string, error) {
+	id := sha256.Sum256([]byte(assets + "\n" + strings.Join(names, "\n") + "\n\n" + strings.Join(missing, "\n")))
 	view := filepath.Join(cache, fmt.Sprintf("assets-%x", id[:6]))
 	if err := os.MkdirAll(view, 0o755); err != nil {
 		return "", err
 	}
-	for _, name := range programs {
+	for _, name := range names {
 		target, link := filepath.Join(assets, name), filepath.Join(view, name)
 		if slices.Contains(missing, name) {
 			target = filepath.Join(built, name)
@@ -133,7 +148,7 @@ func cacheKey() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, buildFlags(), lean)
 	err := fs.WalkDir(source, ".", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
+		if err != nil || entry.IsDir() || strings.HasPrefix(path, otherKubernetes) && !strings.HasPrefix(path, goMod) {
 			return err
 		}
 		data, err := source.ReadFile(path)

@@ -6,11 +6,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -43,12 +46,36 @@ func buildTags(names []string) string {
 	return tags
 }
 
+// goMod is the path in source, without `.mod` and `.sum`, of what becomes go.mod
+// and go.sum. otherKubernetes has those of other minors.
+var goMod = "go"
+
+const otherKubernetes = "kubernetes/"
+
+// chooseKubernetes takes the go.mod of the minor that KUBERNETES names, if it does.
+func chooseKubernetes() error {
+	minor := os.Getenv("KUBERNETES")
+	if minor == "" || strings.HasPrefix(kubernetesVersion(), "v"+minor+".") {
+		return nil
+	}
+	if _, err := source.ReadFile(otherKubernetes + minor + ".mod"); err != nil {
+		others, _ := fs.Glob(source, otherKubernetes+"*.mod")
+		for i, other := range others {
+			others[i] = strings.TrimSuffix(path.Base(other), ".mod")
+		}
+		return fmt.Errorf("KUBERNETES=%s: dev/cluster has no such minor. Leave it unset for %s, or take %s",
+			minor, kubernetesVersion(), strings.Join(others, " or "))
+	}
+	goMod = otherKubernetes + minor
+	return nil
+}
+
 // kubernetesVersion reads the version from go.mod, the one place that names it.
 func kubernetesVersion() string {
-	mod, err := source.ReadFile("go.mod")
+	mod, err := source.ReadFile(goMod + ".mod")
 	match := regexp.MustCompile(`k8s\.io/kubernetes (v\d+\.\d+\.\d+)`).FindSubmatch(mod)
 	if err != nil || match == nil {
-		panic("go.mod does not require k8s.io/kubernetes")
+		panic(goMod + ".mod does not require k8s.io/kubernetes")
 	}
 	return string(match[1])
 }
@@ -77,10 +104,16 @@ func buildLocked(ctx context.Context, cache, built string, names []string) error
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.CopyFS(filepath.Join(temp, "src"), source); err != nil {
+	src := filepath.Join(temp, "src")
+	if err := os.CopyFS(src, source); err != nil {
 		return err
 	}
-	if err := compile(ctx, filepath.Join(temp, "src"), filepath.Join(temp, "bin"), names); err != nil {
+	for _, suffix := range []string{".mod", ".sum"} {
+		if err := os.Rename(filepath.Join(src, goMod+suffix), filepath.Join(src, "go"+suffix)); err != nil {
+			return err
+		}
+	}
+	if err := compile(ctx, src, filepath.Join(temp, "bin"), names); err != nil {
 		return err
 	}
 	for _, name := range names {
@@ -91,8 +124,8 @@ func buildLocked(ctx context.Context, cache, built string, names []string) error
 	return nil
 }
 
-// compile builds one program that is all the named ones and puts it into out
-// under each name.
+// compile builds the named programs, as one that has their names or, with those
+// of a node, as two.
 func compile(ctx context.Context, src, out string, names []string) error {
 	if _, err := exec.LookPath("go"); err != nil {
 		return fmt.Errorf("cannot build %s: there is no `go` in PATH.\n"+
@@ -101,33 +134,49 @@ func compile(ctx context.Context, src, out string, names []string) error {
 	}
 	say("building %s (Kubernetes %s) into %s", strings.Join(names, ", "), kubernetesVersion(), filepath.Dir(filepath.Dir(out)))
 	say("the first time this takes about 5 minutes on two cores, downloads 0.7 GB of Go modules and needs 4 GB of disk")
-	program := filepath.Join(out, "controlplane")
 	progress := newProgress()
 	defer progress.stop()
 	overlay, err := progress.makeLean(ctx, src)
 	if err != nil {
 		return err
 	}
-	flags := append(buildFlags(), overlay, buildTags(names), "./cmd/controlplane")
-
-	// Listing the packages downloads the modules and tells how many there are.
-	var list bytes.Buffer
-	if err := progress.run(ctx, src, &list, append([]string{"list", "-deps"}, flags...)); err != nil {
+	of := func(some []string) []string {
+		return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !slices.Contains(some, name) })
+	}
+	if err := progress.compile(ctx, src, filepath.Join(out, "controlplane"), of(programs), overlay); err != nil {
 		return err
 	}
-	progress.compiling(strings.Count(list.String(), "\n"))
-	if err := progress.run(ctx, src, nil, append([]string{"build", "-v", "-o", program}, flags...)); err != nil {
+	if err := progress.compile(ctx, src, filepath.Join(out, "node"), of(nodePrograms)); err != nil {
 		return err
-	}
-	for _, name := range names {
-		if err := os.Link(program, filepath.Join(out, name)); err != nil {
-			return err
-		}
 	}
 	if gone := lacking(out, names); len(gone) > 0 {
 		return fmt.Errorf("`go build` succeeded without making %s", strings.Join(gone, ", "))
 	}
 	say("built in %s", progress.elapsed())
+	return nil
+}
+
+// compile builds one program that is all the named ones, with a link of each name beside it.
+func (p *progress) compile(ctx context.Context, src, program string, names []string, flags ...string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	flags = append(append(buildFlags(), flags...), buildTags(names), "./cmd/controlplane")
+
+	// Listing the packages downloads the modules and tells how many there are.
+	var list bytes.Buffer
+	if err := p.run(ctx, src, &list, append([]string{"list", "-deps"}, flags...)); err != nil {
+		return err
+	}
+	p.compiling(strings.Count(list.String(), "\n"))
+	if err := p.run(ctx, src, nil, append([]string{"build", "-v", "-o", program}, flags...)); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Link(program, filepath.Join(filepath.Dir(program), name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -95,6 +95,47 @@ func TestAssets(t *testing.T) {
 	}
 }
 
+// KUBERNETES takes another go.mod; what the default has built stays.
+func TestOtherKubernetes(t *testing.T) {
+	env, _, calls := fakeEnv(t, `test "$1" = build && cp go.mod $CALLS.mod`+fakeGo)
+	dirs := map[string]bool{}
+	for minor, want := range map[string]string{"": "kubernetes v1.36.", "1.36": "kubernetes v1.36.", "1.33": "kubernetes v1.33."} {
+		_ = os.Remove(calls + ".mod")
+		dir, code := start(t, append(env, "KUBERNETES="+minor), "build").exit()
+		mod, _ := os.ReadFile(calls + ".mod")
+		if code != 0 || len(mod) > 0 && !strings.Contains(string(mod), want) {
+			t.Errorf("KUBERNETES=%s: exit code %d, go.mod without %q", minor, code, want)
+		}
+		dirs[dir] = true
+	}
+	if len(dirs) != 2 {
+		t.Errorf("default, 1.36 and 1.33 are in %v", dirs)
+	}
+	p := start(t, append(env, "KUBERNETES=1.2"), "build")
+	if _, code := p.exit(); code != 1 || !strings.Contains(p.stderr.String(), "take 1.33") {
+		t.Errorf("exit code %d, stderr %s", code, p.stderr)
+	}
+}
+
+// What a node needs is built besides, by a second build.
+func TestNodePrograms(t *testing.T) {
+	env, _, calls := fakeEnv(t, fakeGo)
+	dir, _ := start(t, env, "build").exit()
+	if other, code := start(t, env, "build", "--node").exit(); code != 0 || other != dir {
+		t.Errorf("exit code %d, %q is not %q", code, other, dir)
+	}
+	if gone := lacking(strings.TrimSuffix(dir, "\n"), needed(true)); len(gone) > 0 {
+		t.Errorf("%s lacks %v", dir, gone)
+	}
+	if data, _ := os.ReadFile(calls); strings.Count(string(data), "build\n") != 2 {
+		t.Errorf("calls of go: %q", data)
+	}
+	p := start(t, env, "up", "--node", "192.0.2.1")
+	if out, code := p.exit(); code != 1 || out != "" || !strings.Contains(p.stderr.String(), "not an address of this machine") {
+		t.Errorf("exit code %d, stdout %q, stderr %s", code, out, p.stderr)
+	}
+}
+
 // Errors say what to do.
 func TestBuildErrors(t *testing.T) {
 	for goSays, want := range map[string]string{

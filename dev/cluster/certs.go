@@ -21,9 +21,12 @@ type credentials struct {
 	serviceAccountKey       []byte // signs the tokens of service accounts
 	adminToken              string
 	controllerToken         string
+	kubeletToken            string
+	schedulerToken          string
+	proxyToken              string
 }
 
-func newCredentials() (*credentials, error) {
+func newCredentials(node string) (*credentials, error) {
 	caKey, _, err := newKey()
 	if err != nil {
 		return nil, err
@@ -43,8 +46,11 @@ func newCredentials() (*credentials, error) {
 	serving := certificate("kube-apiserver")
 	serving.KeyUsage = x509.KeyUsageDigitalSignature
 	serving.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	serving.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
-	serving.DNSNames = []string{"localhost"}
+	serving.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(serviceIP)}
+	if node != "" {
+		serving.IPAddresses = append(serving.IPAddresses, net.ParseIP(node))
+	}
+	serving.DNSNames = []string{"localhost", "kubernetes.default.svc"}
 	servingDER, err := x509.CreateCertificate(rand.Reader, serving, ca, key.Public(), caKey)
 	if err != nil {
 		return nil, err
@@ -60,6 +66,9 @@ func newCredentials() (*credentials, error) {
 		serviceAccountKey: serviceAccountKey,
 		adminToken:        rand.Text(),
 		controllerToken:   rand.Text(),
+		kubeletToken:      rand.Text(),
+		schedulerToken:    rand.Text(),
+		proxyToken:        rand.Text(),
 	}, nil
 }
 

@@ -74,7 +74,7 @@ func start(t *testing.T, env []string, args ...string) *process {
 // startUp runs `cluster up` until it is ready.
 func startUp(t *testing.T, args ...string) (*process, output) {
 	t.Helper()
-	if _, err := ensurePrograms(t.Context()); err != nil { // may take long: not within the timeout
+	if _, err := ensurePrograms(t.Context(), programs); err != nil { // may take long: not within the timeout
 		t.Fatal(err)
 	}
 	p := start(t, nil, append([]string{"up"}, args...)...)

@@ -19,13 +19,15 @@ import (
 const usage = `cluster runs a real Kubernetes control plane on this machine, without containers.
 
 Usage:
-  cluster build                     build what is missing, print the directory of the programs
+  cluster build [flags]             build what is missing, print the directory of the programs
   cluster up [flags]                start a control plane, serve until the end, remove it
   cluster help                      print this
 
 "cluster build --help" and "cluster up --help" tell more.
 
 Environment:
+  KUBERNETES          another minor of Kubernetes, such as 1.33 (default: that of
+                      dev/cluster/go.mod)
   KUBEBUILDER_ASSETS  directory with etcd, kube-apiserver, kube-controller-manager or
                       kubectl: what it holds is used, what it lacks is built
   OPENTUNNEL_CACHE    where built programs are kept
@@ -33,15 +35,18 @@ Environment:
                       ~/.cache/opentunnel-operator); delete it whenever you like
 `
 
-const buildUsage = `Usage: cluster build
+const buildUsage = `Usage: cluster build [--node]
 
 Makes sure that etcd, kube-apiserver, kube-controller-manager and kubectl exist
 and prints the directory that holds all four. Nothing else goes to stdout;
 progress goes to stderr. The first build takes about 5 minutes on two cores and
 downloads 0.7 GB of Go modules; once built, it takes milliseconds.
+
+Flags:
+  --node  and kubelet, kube-proxy and kube-scheduler
 `
 
-const upUsage = `Usage: cluster up [--crds PATH] [--dir DIR] [--keep]
+const upUsage = `Usage: cluster up [--crds PATH] [--dir DIR] [--keep] [--node ADDRESS]
 
 Builds what is missing (see "cluster build"), starts etcd, kube-apiserver and
 kube-controller-manager on loopback, waits until they serve and prints one line
@@ -71,6 +76,12 @@ Flags:
   --dir DIR   directory to use; must not exist, or be empty; removed at the end
               (default: a new one in $TMPDIR)
   --keep      do not watch stdin: end by signal only
+  --node ADDRESS
+              serve a kubelet: listen on port 6443 of all addresses, of which this one
+              is told to Pods; run kube-scheduler, kube-proxy and all controllers; write
+              kubelet.kubeconfig into DIR, for a node called "node". kube-proxy writes
+              the machine's iptables: call this as root in a network namespace of its
+              own, as dev/e2e does
 `
 
 // The kernel kills a child when the thread that started it ends (Pdeathsig on
@@ -104,13 +115,16 @@ func run(ctx context.Context, args []string) int {
 	help, command := usage, func() error { fmt.Print(usage); return nil }
 	switch args[0] {
 	case "build":
-		help, command = buildUsage, func() error { return build(ctx) }
+		help = buildUsage
+		node := flags.Bool("node", false, "")
+		command = func() error { return build(ctx, *node) }
 	case "up":
 		help = upUsage
 		var opts options
 		flags.StringVar(&opts.crds, "crds", "", "")
 		flags.StringVar(&opts.dir, "dir", "", "")
 		flags.BoolVar(&opts.keep, "keep", false, "")
+		flags.StringVar(&opts.node, "node", "", "")
 		command = func() error { return up(ctx, opts) }
 	case "help", "-h", "-help", "--help":
 		args = args[:1]

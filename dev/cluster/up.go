@@ -23,8 +23,8 @@ const readyTimeout = 2 * time.Minute
 
 // options are the flags of `up`.
 type options struct {
-	crds, dir string
-	keep      bool
+	crds, dir, node string
+	keep            bool
 }
 
 // controlPlane is a running control plane and what must be removed with it.
@@ -67,7 +67,12 @@ func serve(ctx context.Context, opts options, others *adopted, orders <-chan ord
 			return fmt.Errorf("--crds: %w", err)
 		}
 	}
-	bin, err := ensurePrograms(ctx)
+	if opts.node != "" {
+		if err := inOwnNetwork(opts.node); err != nil {
+			return fmt.Errorf("--node %s: %w", opts.node, err)
+		}
+	}
+	bin, err := ensurePrograms(ctx, needed(opts.node != ""))
 	if err != nil {
 		return err
 	}
@@ -87,7 +92,7 @@ func serve(ctx context.Context, opts options, others *adopted, orders <-chan ord
 	plane := &controlPlane{bin: bin, dir: dir, died: make(chan *child, 32)}
 	defer plane.stop()
 	defer others.kill() // first: they need not see their API server go
-	server, err := plane.start(ctx, opts.crds)
+	server, err := plane.start(ctx, opts)
 	if err != nil {
 		return err
 	}
@@ -149,10 +154,10 @@ func (p *controlPlane) obey(o order) error {
 }
 
 // start starts all processes and waits until they serve.
-func (p *controlPlane) start(ctx context.Context, crds string) (server string, err error) {
+func (p *controlPlane) start(ctx context.Context, opts options) (server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	if p.creds, err = newCredentials(); err != nil {
+	if p.creds, err = newCredentials(opts.node); err != nil {
 		return "", err
 	}
 	if err := writeConfig(p.dir, p.creds); err != nil {
@@ -168,35 +173,46 @@ func (p *controlPlane) start(ctx context.Context, crds string) (server string, e
 	}); err != nil {
 		return "", err
 	}
-	server, err = p.startAPIServer(ctx)
+	server, err = p.startAPIServer(ctx, opts.node)
 	if err != nil {
 		return "", err
 	}
-	if crds != "" {
-		if err := p.installCRDs(ctx, crds); err != nil {
+	if opts.crds != "" {
+		if err := p.installCRDs(ctx, opts.crds); err != nil {
 			return "", err
 		}
 	}
-	controllers, err := p.spawn("kube-controller-manager", controllerManagerArgs())
+	controllers, err := p.spawn("kube-controller-manager", controllerManagerArgs(opts.node != ""))
 	if err != nil {
 		return "", err
+	}
+	if opts.node != "" {
+		if _, err := p.spawn("kube-scheduler", schedulerArgs()); err != nil {
+			return "", err
+		}
+		if _, err := p.spawn("kube-proxy", proxyArgs()); err != nil {
+			return "", err
+		}
 	}
 	return server, p.await(ctx, controllers, p.get(server, "/api/v1/namespaces/default/serviceaccounts/default"))
 }
 
 // startAPIServer tries again when its port is taken between being found free
 // and being used.
-func (p *controlPlane) startAPIServer(ctx context.Context) (string, error) {
+func (p *controlPlane) startAPIServer(ctx context.Context, node string) (string, error) {
 	for try := 1; ; try++ {
 		port, err := freePort()
 		if err != nil {
 			return "", err
 		}
+		if node != "" {
+			port = 6443
+		}
 		server := fmt.Sprintf("https://127.0.0.1:%d", port)
 		if err := writeKubeconfigs(p.dir, server, p.creds); err != nil {
 			return "", err
 		}
-		apiserver, err := p.spawn("kube-apiserver", apiserverArgs(port))
+		apiserver, err := p.spawn("kube-apiserver", apiserverArgs(port, node))
 		if err != nil {
 			return "", err
 		}
@@ -235,6 +251,23 @@ func (p *controlPlane) installCRDs(ctx context.Context, path string) error {
 		} else if err != nil {
 			return fmt.Errorf("--crds %s: kubectl %s: %w\n%s", path, args[0], err, bytes.TrimSpace(out))
 		}
+	}
+	return nil
+}
+
+// inOwnNetwork says that the address is one of a network namespace that has no
+// way out: kube-proxy is not to write the iptables of somebody's machine, and
+// nobody else is to reach its kubelet.
+func inOwnNetwork(address string) error {
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		return fmt.Errorf("not an address of this machine: %w", err)
+	}
+	listener.Close()
+	// TEST-NET-1, which routers do not know either: no packet is sent.
+	if way, err := net.Dial("udp", "192.0.2.1:9"); err == nil {
+		way.Close()
+		return errors.New("this network namespace has a way out: call it in one of its own (unshare --net)")
 	}
 	return nil
 }

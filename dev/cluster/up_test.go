@@ -228,7 +228,7 @@ func TestChildDies(t *testing.T) {
 }
 
 func TestFailedStart(t *testing.T) {
-	if _, err := ensurePrograms(t.Context()); err != nil {
+	if _, err := ensurePrograms(t.Context(), programs); err != nil {
 		t.Fatal(err)
 	}
 	assets := t.TempDir()
@@ -248,7 +248,7 @@ func TestFailedStart(t *testing.T) {
 
 // A port that is taken at the last moment is no failure.
 func TestPortTaken(t *testing.T) {
-	bin, err := ensurePrograms(t.Context())
+	bin, err := ensurePrograms(t.Context(), programs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ exec %s "$@"
 
 // A start that is interrupted by a signal leaves nothing either.
 func TestInterruptedStart(t *testing.T) {
-	if _, err := ensurePrograms(t.Context()); err != nil {
+	if _, err := ensurePrograms(t.Context(), programs); err != nil {
 		t.Fatal(err)
 	}
 	assets, pidFile := t.TempDir(), filepath.Join(t.TempDir(), "pid")

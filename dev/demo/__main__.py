@@ -19,6 +19,7 @@ import time
 import urllib.request
 
 from data_plane import Ends
+from emulator import AWS_QUOTAS, Emulator
 from kubectl import Kubectl
 from processes import ROOT, Processes, interruption
 from screen import Failed, block, check, say, step, table
@@ -26,23 +27,6 @@ from screen import Failed, block, check, say, step, table
 EXAMPLES = ROOT / "deploy/examples"
 NAMESPACE = "edge"
 MAX_OPEN_TUNNELS = 2
-# AWS's defaults, in calls per second.
-AWS_QUOTAS = {"OpenTunnel": 1, "CloseTunnel": 1, "DescribeTunnel": 10, "ListTunnels": 10, "RotateTunnelAccessToken": 10,
-              "TagResource": 10, "UntagResource": 10, "ListTagsForResource": 10}
-
-
-class Emulator:
-    """Its control API."""
-
-    def __init__(self, endpoint):
-        self.endpoint = endpoint
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def __call__(self, method, what, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.endpoint}/_emulator/{what}", data, method=method)
-        with self.opener.open(request, timeout=10) as answer:
-            return json.load(answer)
 
 
 def http_ok(url):
@@ -60,7 +44,7 @@ def start(processes):
     programs = pathlib.Path(target) / "debug"
 
     step("A Kubernetes control plane: etcd, kube-apiserver, kube-controller-manager")
-    serving = processes.start_cluster(os.environ["OPENTUNNEL_CLUSTER_BIN"])
+    serving = processes.start_cluster(os.environ["OPENTUNNEL_CLUSTER_BIN"], "--crds", ROOT / "crds")
     directory = pathlib.Path(serving["dir"]) / "demo"
     directory.mkdir(mode=0o700)
     kubectl = Kubectl(processes, serving, directory, NAMESPACE)
@@ -95,7 +79,7 @@ def start(processes):
 
 def service_account_kubeconfig(kubectl, directory):
     """A kubeconfig of the operator's ServiceAccount."""
-    account = next(o for o in kubectl.json("get", "-f", str(ROOT / "deploy/rbac.yaml"))["items"]
+    account = next(o for o in kubectl.json("get", "-f", str(ROOT / "deploy/base/rbac.yaml"))["items"]
                    if o["kind"] == "ServiceAccount")["metadata"]
     token = kubectl("create", "token", account["name"], "-n", account["namespace"], "--duration=24h").strip()
     config = kubectl.json("config", "view", "--raw")
@@ -113,10 +97,10 @@ def apply(kubectl, name):
 
 def demo(kubectl, aws, ends, operator_log):
     step("Two Tunnels: a plain one, and one with thing, services, tags and a SOURCE Secret")
-    kubectl.watch("get", "tunnels", "--watch", "--output-watch-events")
+    kubectl.watch("get", "tun", "--watch", "--output-watch-events")
     apply(kubectl, "plain")
     apply(kubectl, "pump-7")
-    kubectl.wait("tunnel/plain", "tunnel/pump-7", "--for=condition=Ready")
+    kubectl.wait("tun/plain", "tun/pump-7", "--for=condition=Ready")
     kubectl.shown("plain", "Open")
     kubectl.shown("pump-7", "Open")
 
@@ -134,8 +118,8 @@ def demo(kubectl, aws, ends, operator_log):
 
     step("A Secret is deleted: it comes back with new tokens of its side, and no second tunnel is opened")
     kubectl.show("delete", "secret", "pump-7-source")
-    kubectl.wait("tunnel/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
-    kubectl.wait("tunnel/pump-7", "--for=condition=Ready")
+    kubectl.wait("tun/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
+    kubectl.wait("tun/pump-7", "--for=condition=Ready")
     renewed = access_tokens(kubectl)
     check(len(renewed["pump-7-source"]) == 1 and renewed["pump-7-source"] != tokens["pump-7-source"],
           "the Secret is there, with another token")
@@ -150,23 +134,23 @@ def demo(kubectl, aws, ends, operator_log):
 
     step(f"A third Tunnel meets AWS's limit of {MAX_OPEN_TUNNELS} open tunnels")
     apply(kubectl, "sensor-42")
-    kubectl.wait("tunnel/sensor-42", "--for=jsonpath={.status.conditions[0].reason}=LimitExceeded")
+    kubectl.wait("tun/sensor-42", "--for=jsonpath={.status.conditions[0].reason}=LimitExceeded")
     kubectl.shown("sensor-42", "LimitExceeded")
-    kubectl.show("get", "tunnel", "sensor-42", "-o=jsonpath={.status.conditions[0].message}")
+    kubectl.show("get", "tun", "sensor-42", "-o=jsonpath={.status.conditions[0].message}")
     check(len(opened(aws)) == MAX_OPEN_TUNNELS, f"{MAX_OPEN_TUNNELS} tunnels are open in AWS")
 
     step("The first one is deleted: AWS closes its tunnel, and the third gets one")
-    kubectl.show("delete", "tunnel", "plain")
-    kubectl.wait("tunnel/sensor-42", "--for=condition=Ready")
+    kubectl.show("delete", "tun", "plain")
+    kubectl.wait("tun/sensor-42", "--for=condition=Ready")
     kubectl.shown("sensor-42", "Open")
     kubectl.wait("secret/plain-tokens", "--for=delete")
-    kubectl.show("events", "--for=tunnel/sensor-42")
+    kubectl.show("events", "--for=tun/sensor-42")
     check({t["thingName"] for t in opened(aws)} == {"pump-7", "sensor-42"}, "two tunnels are open in AWS, the other two")
     secret = {token for tokens in (tokens, renewed, access_tokens(kubectl)) for some in tokens.values() for token in some}
 
     step("The others are deleted, too")
     ends.may_end()
-    kubectl.show("delete", "tunnels", "--all")
+    kubectl.show("delete", "tun", "--all")
     kubectl.wait("secrets", "--selector=opentunnel.dev/secret=tokens", "--for=delete")
     ends.see_end()
 
@@ -193,7 +177,7 @@ def demo(kubectl, aws, ends, operator_log):
     check(all(t["status"] == "CLOSED" for t in tunnels), "no tunnel is open")
     issued = {t["thingName"]: (t["sourceTokensIssued"], t["destinationTokensIssued"]) for t in tunnels}
     check(issued == {None: (1, 1), "pump-7": (2, 1), "sensor-42": (1, 1)}, "no tokens were asked for a second time but the lost ones")
-    check(not kubectl.json("get", "tunnels,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
+    check(not kubectl.json("get", "tun,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
     told = operator_log.read_text() + ends.log() + kubectl("get", "events", "-A", "-o=yaml") + "".join(kubectl.seen)
     check(len(secret) == 6 and not any(token in told for token in secret), "no token stands in a log or in an event")
 
@@ -223,7 +207,7 @@ def keep(processes, serving, aws, operator_log):
 
     export KUBECONFIG={serving['kubeconfig']} PATH={serving['bin']}:$PATH
     kubectl apply -f deploy/examples/sensor-42.yaml
-    kubectl get tunnels -n {NAMESPACE} --watch
+    kubectl get tun -n {NAMESPACE} --watch
 
   The operator's log:     {operator_log}
   The emulator's state:   {aws.endpoint}/_emulator/tunnels
@@ -244,7 +228,7 @@ def main():
             demo(kubectl, aws, ends, operator_log)
         except Failed:
             with contextlib.suppress(Failed):
-                kubectl.show("get", "tunnels", "-o=wide")
+                kubectl.show("get", "tun", "-o=wide")
             raise
         succeeded = True
         if os.environ.get("KEEP"):

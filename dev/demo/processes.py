@@ -67,11 +67,10 @@ class Processes:
         self.supervisor = None
         self.watched = {}  # what must go on running: name -> (process, log)
 
-    def start_cluster(self, program):
+    def start_cluster(self, program, *flags):
         with interruption:
-            self.supervisor = subprocess.Popen([program, "up", "--crds", ROOT / "crds"], stdin=subprocess.PIPE,
-                                               stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT, text=True,
-                                               start_new_session=True)
+            self.supervisor = subprocess.Popen([program, "up", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                               env=os.environ | ENVIRONMENT, text=True, start_new_session=True)
         line = self.supervisor.stdout.readline()
         if not line:
             raise Failed("the control plane did not start; why is told above")
