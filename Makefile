@@ -168,7 +168,7 @@ docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, th
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
-	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'ChartsPage|ChartsCRD' .
+	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'TheCharts' .
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib test_data_of_the_gitops_tools
 	@UPDATE_DOCS=1 $(GO) dev/gitops test -trimpath ./...
 
@@ -226,7 +226,6 @@ promtool: ## Build Prometheus' promtool, which tests take for metrics, alerts an
 		github.com/prometheus/prometheus/cmd/promtool
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
 
-cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time; KUBERNETES=1.33: another one)
 gitops: ## Try deploy/gitops with the libraries of Flux and Argo CD, and build them as a program, for tests
 	$(step) "dev/gitops"
 	@$(GO) dev/gitops build -trimpath -o $(OPENTUNNEL_GITOPS) .
@@ -234,7 +233,7 @@ gitops: ## Try deploy/gitops with the libraries of Flux and Argo CD, and build t
 	@$(GO) dev/gitops test -trimpath ./...
 	@echo "export OPENTUNNEL_GITOPS=$(OPENTUNNEL_GITOPS)"
 
-cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time)
+cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time; KUBERNETES=1.33: another one)
 	$(step) "Kubernetes control plane"
 	@$(GO) dev/cluster build -trimpath -o $(OPENTUNNEL_CLUSTER_BIN) .
 	@$(OPENTUNNEL_CLUSTER_BIN) build
