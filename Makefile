@@ -10,6 +10,7 @@ CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promtool
 export OPENTUNNEL_HELM := $(CACHE)/bin/helm
 export OPENTUNNEL_KUBECONFORM := $(CACHE)/bin/kubeconform
+export OPENTUNNEL_GITOPS := $(CACHE)/bin/gitops
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
@@ -39,7 +40,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -57,7 +58,7 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test install-test emulator-botocore
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool gitops go-test install-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -163,11 +164,13 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
-docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, the chart's values and CRD (tests compare them)
+docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, the chart's values and CRD, deploy/gitops (tests compare them)
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
-	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'ChartsPage|ChartsCRD' .
+	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'TheCharts' .
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib test_data_of_the_gitops_tools
+	@UPDATE_DOCS=1 $(GO) dev/gitops test -trimpath ./...
 
 BUILD_IMAGE = for engine in docker podman buildah; do \
 		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(1) -f $(2) .; fi; \
@@ -222,6 +225,13 @@ promtool: ## Build Prometheus' promtool, which tests take for metrics, alerts an
 	@$(GO) dev/promtool build -trimpath -tags remove_all_sd -ldflags '-s -w' -o $(OPENTUNNEL_PROMTOOL) \
 		github.com/prometheus/prometheus/cmd/promtool
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
+
+gitops: ## Try deploy/gitops with the libraries of Flux and Argo CD, and build them as a program, for tests
+	$(step) "dev/gitops"
+	@$(GO) dev/gitops build -trimpath -o $(OPENTUNNEL_GITOPS) .
+	@$(GO) dev/gitops vet -trimpath ./...
+	@$(GO) dev/gitops test -trimpath ./...
+	@echo "export OPENTUNNEL_GITOPS=$(OPENTUNNEL_GITOPS)"
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time; KUBERNETES=1.33: another one)
 	$(step) "Kubernetes control plane"

@@ -150,7 +150,7 @@ async fn without_credentials_it_runs_and_says_so_and_goes_on_when_they_come() {
 async fn while_sts_is_away_tunnels_wait_for_aws_and_a_refusal_needs_a_person() {
     let world = World::new().await;
     let sts = Credentials::start().await;
-    sts.from_now_on(Manner::Fails);
+    sts.behaves(Manner::Fails);
     let token = world.file("token");
     fs::write(&token, "the-service-accounts-token").expect("a file can be written");
     let settings = without_keys(&world)
@@ -162,10 +162,10 @@ async fn while_sts_is_away_tunnels_wait_for_aws_and_a_refusal_needs_a_person() {
     world.apply(PLAIN).await;
     let tunnel = world.wait_condition("plain", ("Ready", "False", "AwsUnavailable")).await;
     assert!(!is_stalled(&tunnel), "it is tried again, and nobody has to do anything");
-    sts.from_now_on(Manner::Refuses);
+    sts.behaves(Manner::Refuses);
     let tunnel = world.wait_condition("plain", ("Ready", "False", "AccessDenied")).await;
     assert!(is_stalled(&tunnel));
-    sts.from_now_on(Manner::Gives);
+    sts.behaves(Manner::Gives);
     world.wait_ready("plain").await;
     let log = operator.log();
     for words in [
@@ -184,7 +184,7 @@ async fn an_agent_that_refuses_needs_a_person_and_one_that_fails_does_not() {
     for (manner, reason) in [(Manner::Refuses, "AccessDenied"), (Manner::Fails, "AwsUnavailable")] {
         let world = World::new().await;
         let agent = Credentials::start().await;
-        agent.from_now_on(manner);
+        agent.behaves(manner);
         let token = world.file("token");
         fs::write(&token, "the-service-accounts-token").expect("a file can be written");
         let settings = without_keys(&world)
@@ -193,7 +193,7 @@ async fn an_agent_that_refuses_needs_a_person_and_one_that_fails_does_not() {
         let operator = world.operator_with(&settings).await;
         world.apply(PLAIN).await;
         world.wait_condition("plain", ("Ready", "False", reason)).await;
-        agent.from_now_on(Manner::Gives);
+        agent.behaves(Manner::Gives);
         world.wait_ready("plain").await;
         assert!(operator.log().contains("the container agent (EKS Pod Identity)"), "{}", operator.log());
     }

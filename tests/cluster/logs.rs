@@ -40,7 +40,7 @@ fn fields(rest: &str) -> Vec<String> {
     let rest = rest.trim_start();
     // A span's name comes first, a line's message after its fields.
     let rest = match rest.strip_prefix('"').and_then(|rest| rest.split_once("\", ")) {
-        Some((name, rest)) if name == "reconcile" => rest,
+        Some(("reconcile", rest)) => rest,
         _ => rest,
     };
     let (mut depth, mut parts) = (0, vec![String::new()]);

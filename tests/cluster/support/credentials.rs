@@ -75,7 +75,7 @@ impl Credentials {
     }
 
     /// What becomes of who asks from now on.
-    pub fn from_now_on(&self, manner: Manner) {
+    pub fn behaves(&self, manner: Manner) {
         *self.shared.manner.lock().unwrap_or_else(PoisonError::into_inner) = manner;
     }
 

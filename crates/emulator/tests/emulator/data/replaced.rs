@@ -1,8 +1,13 @@
 //! A side that leaves, or connects again.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::SinkExt;
 use opentunnel_proxy::message::{MAX_PAYLOAD, Message, MessageType};
-use secure_tunneling_emulator::Side;
+use secure_tunneling_emulator::{ConnectionStatus, Side};
+use tokio::time::timeout;
+use tokio_websockets::Message as Frame;
 
 use super::client::{
     Ask, Client, Pair, V1, bytes_of, connected, data, of_stream, reset, start, tunnel, wait_connected,
