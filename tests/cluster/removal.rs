@@ -10,8 +10,11 @@ use crate::support::operator::{Operator, http_get};
 use crate::support::{LIMIT, World};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
+use kube::core::ClusterResourceScope;
+use kube::{Api, Resource};
 use secure_tunneling_emulator::TunnelStatus;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
@@ -19,6 +22,14 @@ use tokio::time::{Instant, sleep};
 const CRD: &str = "tunnels.opentunnel.dev";
 const PLAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}";
 const AGAIN: &str = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: again}}";
+
+/// What becomes of an object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    There,
+    Terminating,
+    Gone,
+}
 
 /// A cluster that nobody else uses meanwhile, with the operator installed.
 struct Cluster {
@@ -65,17 +76,29 @@ impl Cluster {
         assert!(said.ok, "{}", said.err);
     }
 
-    async fn crd(&self) -> Option<CustomResourceDefinition> {
-        Api::all(self.world.client.clone()).get_opt(CRD).await.expect("the API server answers")
+    /// (An API server whose kinds come and go may fail for a moment.)
+    async fn state<K>(&self, name: &str) -> Option<State>
+    where
+        K: Resource<Scope = ClusterResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let found = Api::<K>::all(self.world.client.clone()).get_opt(name).await.ok()?;
+        Some(match found.map(|object| object.meta().deletion_timestamp.is_some()) {
+            None => State::Gone,
+            Some(true) => State::Terminating,
+            Some(false) => State::There,
+        })
     }
 
-    async fn namespace(&self) -> Option<Namespace> {
-        Api::all(self.world.client.clone()).get_opt(SYSTEM_NAMESPACE).await.expect("the API server answers")
+    async fn crd_is(&self, state: State) -> bool {
+        self.state::<CustomResourceDefinition>(CRD).await == Some(state)
+    }
+
+    async fn namespace_is(&self, state: State) -> bool {
+        self.state::<Namespace>(SYSTEM_NAMESPACE).await == Some(state)
     }
 
     async fn is_installed(&self) -> bool {
-        let crd = self.crd().await.is_some_and(|crd| crd.metadata.deletion_timestamp.is_none());
-        crd && self.namespace().await.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none())
+        self.crd_is(State::There).await && self.namespace_is(State::There).await
     }
 
     async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
@@ -90,11 +113,11 @@ impl Cluster {
     }
 
     async fn until_no_crd(&self) {
-        self.until("the CRD is gone", async || self.crd().await.is_none()).await;
+        self.until("the CRD is gone", async || self.crd_is(State::Gone).await).await;
     }
 
     async fn until_no_namespace(&self) {
-        self.until("the operator's namespace is gone", async || self.namespace().await.is_none()).await;
+        self.until("the operator's namespace is gone", async || self.namespace_is(State::Gone).await).await;
     }
 
     /// A Tunnel that is Ready, and its operator.
@@ -222,7 +245,7 @@ async fn deleted_as_a_whole_and_applied_again_what_hung_is_finished_and_applied_
     cluster.uninstall().await;
     operator.kill();
     cluster.until_no_namespace().await;
-    assert!(cluster.crd().await.is_some_and(|crd| crd.metadata.deletion_timestamp.is_some()), "the CRD hangs");
+    cluster.until("the CRD hangs", async || cluster.crd_is(State::Terminating).await).await;
     let said = cluster.deploy(&["apply"]).await;
     assert!(said.ok, "{}", said.err);
     let plane = cluster.world.plane;
