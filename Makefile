@@ -7,16 +7,22 @@ export OPENTUNNEL_CLUSTER_BIN := $(CACHE)/bin/cluster
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promlint
+export OPENTUNNEL_PROMTOOL := $(CACHE)/bin/promtool
 export OPENTUNNEL_HELM := $(CACHE)/bin/helm
 export OPENTUNNEL_KUBECONFORM := $(CACHE)/bin/kubeconform
+export OPENTUNNEL_GITOPS := $(CACHE)/bin/gitops
 
 # Like the control plane, without C and with -trimpath: the standard library is compiled once for all.
 GO := CGO_ENABLED=0 go -C
 
-# A change of its requirements makes another one.
+# Python environments. A change of its requirements makes another one.
+PREPARE_PYTHON := dev/python/prepare
+python = $(CACHE)/$(1)-$(shell cat $(2) $(PREPARE_PYTHON) | cksum | cut -d ' ' -f 1)
 BOTOCORE_TESTS := crates/emulator/tests/botocore
-BOTOCORE := $(CACHE)/botocore-$(shell cat $(BOTOCORE_TESTS)/requirements.txt $(BOTOCORE_TESTS)/prepare | cksum | cut -d ' ' -f 1)
+BOTOCORE := $(call python,botocore,$(BOTOCORE_TESTS)/requirements.txt)
+PYTHON_TOOLS := $(call python,python-tools,dev/python/tools.txt)
+
+ACTIONLINT := $(CACHE)/bin/actionlint
 
 # Its tag is the version that deploy/ names.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -34,7 +40,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -52,7 +58,7 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool go-test install-test emulator-botocore
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool gitops go-test install-test emulator-botocore
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -103,18 +109,34 @@ reloaders: cluster ## Try docs/consumers.md with reloaders that you have: OPENTU
 # libFuzzer without cargo-fuzz, which wants a nightly compiler: all that it needs is LLVM's coverage, by flags that
 # a stable one takes. The sanitizers, which do need nightly, look for what a program without `unsafe` has not.
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= any_tunnel any_session
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
-fuzz: ## Show the operator any bytes as a Tunnel, for FUZZ_SECONDS=60 (needs a C++ compiler; the first build takes minutes)
-	$(step) "libFuzzer, $(FUZZ_SECONDS) s"
-	@fuzz/run "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS)
+fuzz: ## Show the operator any bytes as a Tunnel, the proxy any as its service, FUZZ_SECONDS=60 each (needs a C++ compiler)
+	@for target in $(FUZZ_TARGETS); do \
+		printf '\n== libFuzzer, %s, %s s\n' $$target $(FUZZ_SECONDS); \
+		fuzz/run $$target "$(FUZZ_COVERAGE)" $(FUZZ_HOST) $(FUZZ_SECONDS); \
+	done
 
 soak: cluster ## 200 Tunnels, two replicas, random faults and kills for 20 minutes (SOAK_SEED, SOAK_TUNNELS, SOAK_SECONDS)
 	@SOAK_TUNNELS=$${SOAK_TUNNELS:-200} SOAK_SECONDS=$${SOAK_SECONDS:-1200} \
-		cargo test --test cluster -- soak::the_promise --nocapture
+		cargo test --test cluster -- soak::the_promise_holds_under --nocapture
+
+# The last release: a tag or commit of this repository, built in a folder of its own, or a program that you have.
+PREVIOUS ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+upgrade: cluster ## Roll the last release and this one forward and back under a soak: PREVIOUS=tag-or-commit, or OPENTUNNEL_PREVIOUS_BIN=path
+	@previous="$(abspath $(OPENTUNNEL_PREVIOUS_BIN))"; \
+	if [ -z "$$previous" ]; then \
+		test -n "$(PREVIOUS)" || { echo "say which release was the last: make upgrade PREVIOUS=tag-or-commit"; exit 1; }; \
+		source=target/previous/source; rm -rf $$source; mkdir -p $$source; \
+		git archive "$(PREVIOUS)" | tar -x -C "$$source"; \
+		cargo build --locked --manifest-path "$$source/Cargo.toml" --target-dir target/previous --bin opentunnel-operator; \
+		previous="$$PWD/target/previous/debug/opentunnel-operator"; \
+	fi; \
+	OPENTUNNEL_PREVIOUS_BIN="$$previous" cargo test --test cluster -- soak::the_promise_holds_while_releases --nocapture --ignored
 
 # AWS's own program, which nothing here builds, at either end. What it is expected not to do is told as a table; the
 # tests have it in crates/proxy/tests/tunnel/support/interop.rs.
@@ -142,11 +164,13 @@ figures: ## Print as a table what was gone through (FIGURES="model matrix fuzz s
 		BEGIN { print "| what | figures |\n|---|---|" } \
 		sub(/.*figure: /, "") { print "| " $$0 " |"; fflush() }'
 
-docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, the chart's values and CRD (tests compare them)
+docs: ## Write what is generated: flags.md, tunnel.md, the flags in proxy.md, the chart's values and CRD, deploy/gitops (tests compare them)
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-api reference_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib flags_in_docs
 	@UPDATE_DOCS=1 cargo test -q -p opentunnel-proxy --lib flags_in_docs
-	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'ChartsPage|ChartsCRD' .
+	@UPDATE_DOCS=1 $(GO) dev/install test -trimpath -count=1 -run 'TheCharts' .
+	@UPDATE_DOCS=1 cargo test -q -p opentunnel-operator --lib test_data_of_the_gitops_tools
+	@UPDATE_DOCS=1 $(GO) dev/gitops test -trimpath ./...
 
 BUILD_IMAGE = for engine in docker podman buildah; do \
 		if $$engine info >/dev/null 2>&1; then exec $$engine build $(BUILD_FLAGS) -t $(1) -f $(2) .; fi; \
@@ -185,16 +209,29 @@ deny: $(CARGO_DENY) ## Check licences and sources of the dependencies, and that 
 	@$(CARGO_DENY) check -D warnings licenses bans sources
 	@cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
+advisories: $(CARGO_DENY) ## Check the dependencies for known vulnerabilities (fetches RustSec's database, which changes daily)
+	$(step) "cargo deny check advisories"
+	@$(CARGO_DENY) check advisories
+
 # A debug build: a minute, where an optimized one takes several, for a tool that then runs 2 s.
 $(CARGO_DENY):
 	$(step) "cargo install cargo-deny $(CARGO_DENY_VERSION): about a minute, the first time"
 	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-deny \
 		--version $(CARGO_DENY_VERSION) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 
-promtool: ## Build what lints metrics as `promtool check metrics` does, for a test (which takes promtool itself, too)
-	$(step) "dev/promlint"
-	@$(GO) dev/promlint build -trimpath -o $(OPENTUNNEL_PROMTOOL) .
+# Without service discovery: it is most of Prometheus' modules, and no test discovers anything.
+promtool: ## Build Prometheus' promtool, which tests take for metrics, alerts and the dashboard (about 2 minutes, the first time)
+	$(step) "promtool"
+	@$(GO) dev/promtool build -trimpath -tags remove_all_sd -ldflags '-s -w' -o $(OPENTUNNEL_PROMTOOL) \
+		github.com/prometheus/prometheus/cmd/promtool
 	@echo "export OPENTUNNEL_PROMTOOL=$(OPENTUNNEL_PROMTOOL)"
+
+gitops: ## Try deploy/gitops with the libraries of Flux and Argo CD, and build them as a program, for tests
+	$(step) "dev/gitops"
+	@$(GO) dev/gitops build -trimpath -o $(OPENTUNNEL_GITOPS) .
+	@$(GO) dev/gitops vet -trimpath ./...
+	@$(GO) dev/gitops test -trimpath ./...
+	@echo "export OPENTUNNEL_GITOPS=$(OPENTUNNEL_GITOPS)"
 
 cluster: ## Build the Kubernetes control plane of demo and tests (about 6 minutes, the first time; KUBERNETES=1.33: another one)
 	$(step) "Kubernetes control plane"
@@ -231,7 +268,53 @@ emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python c
 
 $(BOTOCORE):
 	$(step) "boto3 in a Python environment: half a minute, the first time"
-	@$(BOTOCORE_TESTS)/prepare $@
+	@$(PREPARE_PYTHON) $(BOTOCORE_TESTS)/requirements.txt $@
+
+$(PYTHON_TOOLS):
+	$(step) "mkdocs and zizmor in a Python environment: half a minute, the first time"
+	@$(PREPARE_PYTHON) dev/python/tools.txt $@
+
+# Some seconds.
+test: site workflows release-check
+.PHONY: site workflows release-check sbom advisories
+
+# Strict: a link or an anchor that leads nowhere is an error. (Not --quiet: MkDocs would not count what it does not tell. The
+# variable keeps an advertisement for MkDocs' successors away.)
+VERBS := get|describe|delete|wait|annotate|label|patch|edit|events|show|watch|json
+site: $(PYTHON_TOOLS) ## Build the documentation as a site, into target/site, and check its links (SITE_REPOSITORY=where its code is)
+	$(step) "site"
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_TOOLS)/bin/python3 -B -m mkdocs build
+	@if git grep -nE 'kubectl( -[^ ]+( [^ ]+)?)*[ .]($(VERBS))([ (][^|`]*)?[ ,"(=]tunnels?([ ,"/]|$$)' -- README.md docs deploy dev/demo 'crates/*/README.md' .github; then \
+		echo 'the above may be another vendor'"'"'s resource (docs/troubleshooting.md): write tun, or tunnels.opentunnel.dev'; exit 1; fi
+	@echo "target/site/index.html"
+
+# Without what actionlint uses where it finds it: its result must be the same on every machine.
+workflows: $(PYTHON_TOOLS) ## Lint .github
+	$(step) "actionlint, zizmor"
+	@$(GO) dev/actionlint build -trimpath -o $(ACTIONLINT) github.com/rhysd/actionlint/cmd/actionlint
+	@$(ACTIONLINT) -shellcheck= -pyflakes=
+	@$(PYTHON_TOOLS)/bin/zizmor --offline --quiet --strict-collection .github
+
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_CYCLONEDX := $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)/bin/cargo-cyclonedx
+
+# cargo-cyclonedx writes each beside its Cargo.toml. Without what only builds and tests are made of.
+sbom: $(CARGO_CYCLONEDX) ## Write what each program is made of, as CycloneDX, into target/sbom
+	$(step) "cargo cyclonedx"
+	@$(CARGO_CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 --describe crate --no-build-deps --target x86_64-unknown-linux-gnu
+	@mkdir -p target/sbom
+	@mv opentunnel-operator.cdx.json crates/proxy/opentunnel-proxy.cdx.json \
+		crates/emulator/secure-tunneling-emulator.cdx.json target/sbom/
+	@rm crates/api/opentunnel-api.cdx.json
+
+$(CARGO_CYCLONEDX):
+	$(step) "cargo install cargo-cyclonedx $(CARGO_CYCLONEDX_VERSION): some minutes, the first time"
+	@CARGO_PROFILE_DEV_DEBUG=false cargo install --debug --locked cargo-cyclonedx \
+		--version $(CARGO_CYCLONEDX_VERSION) --root $(CACHE)/cargo-cyclonedx-$(CARGO_CYCLONEDX_VERSION)
+
+release-check: ## Check that the version is the same everywhere (TAG=v0.1.0: and that a release of that tag may be made)
+	$(step) "release-check"
+	@dev/release check $(TAG)
 
 clean: ## Remove what cargo has built
 	@cargo clean

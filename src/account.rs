@@ -131,7 +131,7 @@ impl Account {
     /// What only the leader does: it asks AWS what there is, sweeps, and gives turns to open and to tag.
     pub async fn lead(&self, ctx: &Context, watches: &[Watch]) {
         // The sweep comes after a round of the poller's, and at no other time.
-        let poll = self.poller.run(|| watched(ctx, watches));
+        let poll = self.poller.run(|| watched(ctx, watches), || ctx.memories.owned());
         let lane = |lane| self.pacers.lane(lane).run();
         tokio::join!(poll, self.sweep.run(ctx, watches), lane(Lane::Open), lane(Lane::Tag));
     }

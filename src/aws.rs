@@ -1,23 +1,26 @@
-//! The AWS gateway: beside `connections`, the only file that names the AWS SDK. Its types and errors end here.
+//! The AWS gateway: beside `connections` and `credentials`, the only file that names the AWS SDK. Its types and errors
+//! end here.
 //!
 //! The SDK's retries are off: it takes LimitExceededException for throttling and would send
 //! OpenTunnel, which has no idempotency token, up to three times. (Credentials may be asked for again:
 //! STS and the Pod Identity agent keep the SDK's retries.) Every call has a time limit.
 
 mod connections;
+mod credentials;
 
 use crate::metrics::Metrics;
+use crate::telemetry::Readiness;
 use crate::tunnels::{
     CallError, CallErrorKind, Description, DestinationConfig, Details, InAccount, Life, OpenRequest, Operation, Owner,
     Page, Summary, Tags, Tokens, TunnelId, TunnelRef, owner_of, sides,
 };
-use aws_credential_types::provider::ProvideCredentials;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_iotsecuretunneling as sdk;
+use aws_sdk_iotsecuretunneling::config::IdentityCache;
 use aws_sdk_iotsecuretunneling::config::http::HttpResponse;
 use aws_sdk_iotsecuretunneling::config::retry::RetryConfig;
 use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
+use credentials::{Keeper, Lack};
 use jiff::Timestamp;
 use opentunnel_api::{ClientMode, Connection, ConnectionStatus, GENERATION_TAG, OWNER_TAG, TunnelState};
 use std::error::Error;
@@ -43,35 +46,35 @@ pub struct Aws {
     metrics: Arc<Metrics>,
 }
 
-/// Why the gateway cannot start.
+/// Why the gateway cannot start: there is no region in the environment or profile.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// No region in the environment or profile.
-    #[error("no AWS region is configured: set AWS_REGION (for example AWS_REGION=eu-west-1)")]
-    NoRegion,
-    /// The credentials chain found nothing, or failed.
-    #[error(
-        "no AWS credentials could be loaded ({0}): give the ServiceAccount an IAM role (IRSA or EKS Pod Identity), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    )]
-    NoCredentials(String),
-}
+#[error("no AWS region is configured: set AWS_REGION (for example AWS_REGION=eu-west-1)")]
+pub struct NoRegion;
 
 impl Aws {
     /// Configures the client as every AWS program is configured: environment, profile, IRSA, Pod
-    /// Identity, instance metadata. `timeout` limits each call. The credentials are loaded once, so
-    /// that a wrong set-up is told at start.
-    pub async fn from_env(timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, ConfigError> {
+    /// Identity, instance metadata. `timeout` limits each call. It starts without credentials, too: what there is
+    /// for Tunnels to do without AWS is done, and the rest when they come.
+    ///
+    /// # Errors
+    /// There is no region.
+    pub async fn from_env(
+        timeout: Duration,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+    ) -> Result<Self, NoRegion> {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(timeout.min(Duration::from_secs(5)))
             .operation_timeout(timeout)
             .build();
-        let defaults = aws_config::defaults(aws_config::BehaviorVersion::latest());
-        let config = defaults.timeout_config(timeouts).http_client(connections::http_client()).load().await;
-        let region = config.region().ok_or(ConfigError::NoRegion)?.to_string();
-        let credentials =
-            config.credentials_provider().ok_or_else(|| ConfigError::NoCredentials("none are set".into()))?;
-        credentials.provide_credentials().await.map_err(|e| ConfigError::NoCredentials(clean(&chain(&e))))?;
-        let own = sdk::config::Builder::from(&config).retry_config(RetryConfig::disabled()).build();
+        let config = credentials::environment().timeout_config(timeouts).load().await;
+        let region = config.region().ok_or(NoRegion)?.to_string();
+        let own = sdk::config::Builder::from(&config)
+            .retry_config(RetryConfig::disabled())
+            .credentials_provider(Keeper::start(readiness).await)
+            // The keeper is one.
+            .identity_cache(IdentityCache::no_cache())
+            .build();
         Ok(Self { client: sdk::Client::from_conf(own), region, account: Arc::default(), metrics })
     }
 
@@ -340,9 +343,10 @@ where
         };
         return CallError { kind, message: clean(&words) };
     }
-    let kind = if find::<CredentialsError>(&error).is_some() {
-        CallErrorKind::AccessDenied
-    } else if find::<std::io::Error>(&error).is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+    if let Some(Lack { kind, message }) = find::<Lack>(&error) {
+        return CallError { kind: *kind, message: message.clone() };
+    }
+    let kind = if find::<std::io::Error>(&error).is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
         CallErrorKind::Unreachable
     } else {
         CallErrorKind::Doubt

@@ -166,7 +166,7 @@ pub fn error_policy(tunnel: Arc<Tunnel>, error: &Error, ctx: Arc<Context>) -> Ac
     let pause = Duration::from_millis(100).saturating_mul(1 << errors.min(16)).min(MAX_BACKOFF);
     tracing::warn!(
         namespace = tunnel.namespace().unwrap_or_default(),
-        name = tunnel.name_any(),
+        tunnel = tunnel.name_any(),
         %error,
         "reconcile failed; trying again in {pause:.1?}"
     );
@@ -193,8 +193,11 @@ async fn caught<T>(reconcile: impl Future<Output = Result<T, Error>>) -> Result<
 /// One reconcile, in a span of its own, counted, and with its panics contained.
 pub async fn traced(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Error> {
     use tracing::Instrument;
-    let span =
-        tracing::info_span!("reconcile", namespace = tunnel.namespace().unwrap_or_default(), name = tunnel.name_any());
+    let span = tracing::info_span!(
+        "reconcile",
+        namespace = tunnel.namespace().unwrap_or_default(),
+        tunnel = tunnel.name_any()
+    );
     let begun = Instant::now();
     let outcome = contained(tunnel, ctx.clone()).instrument(span).await;
     ctx.metrics.reconciled(begun.elapsed(), outcome.as_ref().err().map(kind));

@@ -56,7 +56,7 @@ fn starts_something(step: &Step) -> bool {
 /// The reason that a failed call gives.
 pub fn failure_reason(kind: CallErrorKind) -> Reason {
     match kind {
-        CallErrorKind::AccessDenied => Reason::AccessDenied,
+        CallErrorKind::AccessDenied | CallErrorKind::NoCredentials => Reason::AccessDenied,
         CallErrorKind::InvalidRequest | CallErrorKind::NotFound => Reason::InvalidRequest,
         CallErrorKind::LimitExceeded | CallErrorKind::Throttled | CallErrorKind::Unreachable | CallErrorKind::Doubt => {
             Reason::AwsUnavailable

@@ -124,6 +124,9 @@ pub struct Election {
     /// As `edge/opentunnel-operator`, for people.
     place: String,
     me: String,
+    /// What the identity of every process of this Pod begins with. A process that finds the Lease with one that is not its
+    /// own goes on where its predecessor was: kubelet starts a container anew only when it has ended.
+    pod: Option<String>,
     candidate: Candidate<String>,
     /// The Lease as it was last seen.
     lease: Option<Lease>,
@@ -142,11 +145,15 @@ enum Failure {
 
 impl Election {
     /// A candidacy for the Lease in a namespace. `name` is for people: whose it is, is told by a random ID behind it.
-    pub fn new(client: Client, namespace: &str, name: &str) -> Self {
+    /// `pod`: the UID of the Pod, if this is the only process in it that takes part. (The name would not do: where a node
+    /// was lost, a Pod of that name may be made elsewhere while the old one still runs.)
+    pub fn new(client: Client, namespace: &str, name: &str, pod: Option<&str>) -> Self {
+        let pod = pod.map(|uid| format!("{name}_{uid}_"));
         Self {
             api: Api::namespaced(client, namespace),
             place: format!("{namespace}/{LEASE}"),
-            me: format!("{name}_{}", uuid::Uuid::new_v4()),
+            me: format!("{}{}", pod.clone().unwrap_or_else(|| format!("{name}_")), uuid::Uuid::new_v4()),
+            pod,
             candidate: Candidate::new(TIMING),
             lease: None,
             leadership: Leadership::with(State::Elected(None)),
@@ -157,7 +164,7 @@ impl Election {
     }
 
     /// A candidacy as the environment says: POD_NAMESPACE (else the context's namespace, which in a Pod is the
-    /// ServiceAccount's) has the Lease, POD_NAME is the name.
+    /// ServiceAccount's) has the Lease, POD_NAME is the name, POD_UID the Pod.
     ///
     /// # Errors
     /// A text for people: rights are missing.
@@ -167,7 +174,7 @@ impl Election {
         let hostname = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let name = set("POD_NAME").or_else(|| set("HOSTNAME")).or_else(hostname).unwrap_or_else(|| LEASE.into());
         check_rights(client, &namespace).await?;
-        Ok(Self::new(client.clone(), &namespace, name.trim()))
+        Ok(Self::new(client.clone(), &namespace, name.trim(), set("POD_UID").as_deref()))
     }
 
     /// Who leads.
@@ -293,6 +300,7 @@ impl Election {
         let holder = match holder(lease) {
             None => Holder::Nobody,
             Some(holder) if *holder == self.me => Holder::Me,
+            Some(holder) if self.pod.as_ref().is_some_and(|pod| holder.starts_with(pod)) => Holder::Predecessor,
             Some(_) => Holder::Other,
         };
         let lasts = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();

@@ -10,7 +10,7 @@
 //! has ([`poller`]) and what no Tunnel owns ([`orphans`], [`surplus`]). [`leader`] says which of several replicas works.
 //!
 //! The process: [`config`] has the flags, [`runtime`] wires, starts and stops. [`telemetry`] is what people and probes
-//! see, [`metrics`] what Prometheus does; [`kubernetes`] is the way to the API server.
+//! see, [`metrics`] what Prometheus does; [`kubernetes`] is the way to the API server, [`crd`] whether it knows Tunnels.
 
 pub mod account;
 pub mod act;
@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod controller;
+pub mod crd;
 pub mod decide;
 pub mod error;
 pub mod event;

@@ -254,7 +254,8 @@ fn kind(kind: CallErrorKind) -> &'static str {
     match kind {
         CallErrorKind::LimitExceeded => "LimitExceeded",
         CallErrorKind::Throttled => "Throttled",
-        CallErrorKind::AccessDenied => "AccessDenied",
+        // As in conditions.
+        CallErrorKind::AccessDenied | CallErrorKind::NoCredentials => "AccessDenied",
         CallErrorKind::InvalidRequest => "InvalidRequest",
         CallErrorKind::NotFound => "NotFound",
         CallErrorKind::Unreachable => "Unreachable",

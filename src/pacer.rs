@@ -48,6 +48,8 @@ pub enum Turn {
 
 /// The pacer of one operation.
 pub struct Pacer {
+    /// Calls per second.
+    rate: f64,
     state: Mutex<State>,
     changed: Notify,
     waits: Histogram,
@@ -116,7 +118,12 @@ impl Pacer {
     /// A pacer for `rate` calls per second. Whoever's turn it is is told by `wake`; how long each call
     /// waited for it goes into `waits`, in seconds.
     pub fn new(rate: f64, waits: Histogram, wake: mpsc::UnboundedSender<Key>) -> Self {
-        Self { state: Mutex::new(State::new(rate)), changed: Notify::new(), waits, wake }
+        Self { rate, state: Mutex::new(State::new(rate)), changed: Notify::new(), waits, wake }
+    }
+
+    /// Calls per second that it allows.
+    pub fn rate(&self) -> f64 {
+        self.rate
     }
 
     /// Takes a ticket, unless `key` has one. `created` is the Tunnel's creationTimestamp. Its turn may come at once:

@@ -221,8 +221,9 @@ impl Poller {
         *state = Shared { epoch: state.epoch + 1, ..Shared::default() };
     }
 
-    /// Polls for ever. `watched` names the tunnels that are thought to be open.
-    pub async fn run(&self, watched: impl Fn() -> Vec<Watched>) {
+    /// Polls for ever. `watched` names the tunnels that are thought to be open, and `owned` those whose owner this
+    /// process knows, because it has opened them or has read their owner tag.
+    pub async fn run(&self, watched: impl Fn() -> Vec<Watched>, owned: impl Fn() -> HashMap<TunnelId, Key>) {
         let mut last_round: Option<Instant> = None;
         let (mut failures, mut idle): (u32, u32) = (0, 0);
         loop {
@@ -246,7 +247,7 @@ impl Poller {
             let complete = for_orphans || !watched.is_empty();
             let described = self.describe_asked().await;
             let searching = self.is_searching();
-            let outcome = if searching || complete { self.round(&watched, complete).await } else { Ok(()) };
+            let outcome = if searching || complete { self.round(&watched, complete, &owned).await } else { Ok(()) };
             if round_due && outcome.is_ok() {
                 (last_round, idle) = (Some(Instant::now()), idle_now);
             }

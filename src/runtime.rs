@@ -8,13 +8,14 @@ use crate::leader::Election;
 use crate::metrics::{Metrics, scrape};
 use crate::read::Key;
 use crate::surplus::Surplus;
+use crate::telemetry::Readiness;
 use crate::watch::{self, Watch};
 use crate::{surplus, telemetry};
 use futures::future::{FutureExt, join_all};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -35,12 +36,12 @@ pub async fn run(flags: Run) -> Result<(), String> {
     flags.check()?;
     telemetry::start_log(flags.log_format, &flags.log_filter)?;
     let stopped = asked_to_stop()?;
-    let ready = Arc::new(AtomicBool::new(false));
+    let readiness = Arc::new(Readiness::default());
     let metrics = Arc::new(Metrics::new());
-    let probes = serve(&flags, ready.clone(), metrics.clone())?;
+    let probes = serve(&flags, readiness.clone(), metrics.clone())?;
     tokio::pin!(stopped);
     let connected = tokio::select! {
-        connected = connect::connect(&flags, metrics) => connected?,
+        connected = connect::connect(&flags, metrics, readiness.clone()) => connected?,
         () = &mut stopped => return Ok(()),
     };
     let candidacy = Candidacy::start(connected.election);
@@ -51,7 +52,7 @@ pub async fn run(flags: Run) -> Result<(), String> {
             return Ok(());
         }
     }
-    let mut parts = Parts::start(&flags, connected.ctx, connected.woken, connected.surplus, ready);
+    let mut parts = Parts::start(&flags, connected.ctx, connected.woken, connected.surplus, readiness);
     let mut candidacy = candidacy;
     tokio::select! {
         () = &mut stopped => {}
@@ -76,14 +77,14 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, String> {
 
 fn serve(
     flags: &Run,
-    ready: Arc<AtomicBool>,
+    readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
 ) -> Result<JoinHandle<std::io::Result<()>>, String> {
     let listener = telemetry::bind(flags.http_addr)
         .map_err(|e| format!("cannot listen on --http-addr {}: {e}; choose another address", flags.http_addr))?;
     let address = listener.local_addr().map_err(|e| format!("cannot listen: {e}"))?;
     tracing::info!(%address, "serving /healthz and /readyz to probes, /metrics to Prometheus");
-    Ok(tokio::spawn(telemetry::serve(listener, ready, metrics)))
+    Ok(tokio::spawn(telemetry::serve(listener, readiness, metrics)))
 }
 
 /// This process's part in the election.
@@ -137,7 +138,7 @@ impl Parts {
         ctx: Arc<Context>,
         woken: mpsc::UnboundedReceiver<Key>,
         to_close: mpsc::UnboundedReceiver<Surplus>,
-        ready: Arc<AtomicBool>,
+        readiness: Arc<Readiness>,
     ) -> Self {
         let started = Instant::now();
         let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -146,13 +147,13 @@ impl Parts {
         let namespaces = if named.is_empty() { BTreeSet::from([None]) } else { named };
         let (mut watches, mut shown) = (JoinSet::new(), Vec::new());
         for namespace in namespaces {
-            let (watch, run) = Watch::start(&ctx, namespace, flags.watch_secrets, &stopping);
+            let (watch, run) = Watch::start(&ctx, namespace, flags.watch_secrets, &readiness, &stopping);
             shown.push(watch);
             watches.spawn(run);
         }
         let (finish_closing, finished) = oneshot::channel::<()>();
         let closer = tokio::spawn(surplus::close_all(ctx.clone(), to_close, finished.map(drop)));
-        let background = tokio::spawn(work(ctx.clone(), Arc::new(shown), woken, ready, started));
+        let background = tokio::spawn(work(ctx.clone(), Arc::new(shown), woken, readiness, started));
         Self { ctx, stop, watches, closer, finish_closing, background }
     }
 
@@ -188,7 +189,7 @@ async fn work(
     ctx: Arc<Context>,
     watches: Arc<Vec<Watch>>,
     woken: mpsc::UnboundedReceiver<Key>,
-    ready: Arc<AtomicBool>,
+    readiness: Arc<Readiness>,
     started: Instant,
 ) {
     let waking = watch::wake(&watches, woken);
@@ -196,7 +197,7 @@ async fn work(
         join_all(watches.iter().map(Watch::synced)).await;
         let scraped = (ctx.clone(), watches.clone());
         ctx.metrics.go_live(move || scrape::snapshot(&scraped.0, &scraped.1));
-        ready.store(true, Ordering::Relaxed);
+        readiness.synced();
         tracing::info!(region = ctx.account.aws.region(), cluster_id = ctx.account.cluster, "ready");
         if watches.iter().any(|watch| !watch.tunnels().is_empty()) {
             tokio::time::sleep(GATHER).await;

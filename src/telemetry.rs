@@ -12,8 +12,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{ErrorKind, IsTerminal};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::Location;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -94,19 +93,58 @@ fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAdd
 /// "Address family not supported by protocol" (Linux, errno-base and errno.h): Rust has no stable name for it.
 const EAFNOSUPPORT: i32 = 97;
 
-/// Serves the probes, `/healthz` (the process answers) and `/readyz` (all watches are synced), and
-/// `/metrics` for Prometheus.
+/// What `/readyz` says. Without the watches, and without the CRD, there is nothing that this process could do: it is not
+/// ready. Without AWS it is: it releases what has ended, and says on the Tunnels what they wait for, which no other
+/// replica would do better. A replica that is not ready would only hold up rollouts, also the one that brings the
+/// credentials.
+#[derive(Default)]
+pub struct Readiness(Mutex<Lacking>);
+
+#[derive(Default)]
+struct Lacking {
+    synced: bool,
+    crd: Option<String>,
+    aws: Option<String>,
+}
+
+impl Readiness {
+    /// The watches are synced.
+    pub fn synced(&self) {
+        self.lock().synced = true;
+    }
+
+    /// Why the API server knows no Tunnels; `None`: it does.
+    pub fn crd(&self, lacks: Option<String>) {
+        self.lock().crd = lacks;
+    }
+
+    /// Why AWS cannot be called; `None`: it can, as far as that is known here.
+    pub fn aws(&self, lacks: Option<String>) {
+        self.lock().aws = lacks;
+    }
+
+    fn answer(&self) -> (StatusCode, String) {
+        let lacking = self.lock();
+        let unsynced = (!lacking.synced).then_some("the watches are not synced yet");
+        match (lacking.crd.as_deref().or(unsynced), &lacking.aws) {
+            (Some(lacks), None) => (StatusCode::SERVICE_UNAVAILABLE, lacks.to_owned()),
+            (Some(lacks), Some(aws)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{lacks}\n{aws}")),
+            (None, Some(aws)) => (StatusCode::OK, format!("ok, but AWS cannot be called: {aws}")),
+            (None, None) => (StatusCode::OK, "ok".to_owned()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lacking> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves the probes, `/healthz` (the process answers) and `/readyz` (see [`Readiness`]), and `/metrics` for Prometheus.
 ///
 /// # Errors
 /// The server ended.
-pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    let readyz = move || async move {
-        if ready.load(Ordering::Relaxed) {
-            (StatusCode::OK, "ok")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "the watches are not synced yet")
-        }
-    };
+pub async fn serve(listener: TcpListener, readiness: Arc<Readiness>, metrics: Arc<Metrics>) -> std::io::Result<()> {
+    let readyz = move || async move { readiness.answer() };
     let scrape = move || async move {
         let text = metrics.render().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
         Ok::<_, StatusCode>(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
@@ -122,7 +160,8 @@ pub async fn serve(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<M
 pub(crate) mod tests {
     use super::*;
     use std::io;
-    use std::sync::{LazyLock, Mutex};
+    use std::net::IpAddr;
+    use std::sync::LazyLock;
     use tracing::dispatcher::{self, Dispatch};
 
     /// What was logged.
@@ -160,15 +199,47 @@ pub(crate) mod tests {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let port = bind(any).unwrap().local_addr().unwrap().port();
         let listener = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).unwrap();
-        let (there, taken) =
-            tokio::join!(tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
-        assert!(there.is_ok() && taken.is_ok(), "{there:?} {taken:?}");
+        // A kubelet's probe comes by the Pod's address, which is IPv6 alone in some clusters.
+        let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+        if listener.local_addr().unwrap().is_ipv6() {
+            addresses.push(Ipv6Addr::LOCALHOST.into());
+        }
+        for address in addresses {
+            let (there, taken) = tokio::join!(tokio::net::TcpStream::connect((address, port)), listener.accept());
+            assert!(there.is_ok() && taken.is_ok(), "{address}: {there:?} {taken:?}");
+        }
 
         let missing = |errno| without_ipv6(any, &io::Error::from_raw_os_error(errno));
         assert_eq!(missing(EAFNOSUPPORT), Some("0.0.0.0:0".parse().unwrap()));
         assert_eq!(without_ipv6(any, &ErrorKind::AddrInUse.into()), None, "a taken port is told");
         let one = "[::1]:80".parse().unwrap();
         assert_eq!(without_ipv6(one, &ErrorKind::AddrNotAvailable.into()), None, "the user named it");
+    }
+
+    #[test]
+    fn it_is_ready_without_aws_and_not_without_the_crd_or_the_watches() {
+        let readiness = Readiness::default();
+        let mut told = Vec::new();
+        let mut tell = |change: &dyn Fn(&Readiness)| {
+            change(&readiness);
+            let (status, words) = readiness.answer();
+            told.push((status.as_u16(), words));
+        };
+        tell(&|_| {});
+        tell(&|readiness| readiness.aws(Some("no key".into())));
+        tell(&Readiness::synced);
+        tell(&|readiness| readiness.crd(Some("no CRD".into())));
+        tell(&|readiness| readiness.aws(None));
+        tell(&|readiness| readiness.crd(None));
+        let expected = [
+            (503, "the watches are not synced yet"),
+            (503, "the watches are not synced yet\nno key"),
+            (200, "ok, but AWS cannot be called: no key"),
+            (503, "no CRD\nno key"),
+            (503, "no CRD"),
+            (200, "ok"),
+        ];
+        assert_eq!(told, expected.map(|(status, words)| (status, words.to_owned())));
     }
 
     #[test]

@@ -400,11 +400,13 @@ pub enum CallErrorKind {
     Throttled,
     /// Credentials, signature or rights.
     AccessDenied,
+    /// There are no credentials to sign with, and a person has to see to it: nothing was sent.
+    NoCredentials,
     /// AWS refuses what was asked.
     InvalidRequest,
     /// ResourceNotFoundException.
     NotFound,
-    /// The connection was refused: nothing was sent.
+    /// The connection was refused, or whoever gives out credentials cannot be reached: nothing was sent.
     Unreachable,
     /// No answer, a 5xx, or one that cannot be read: it may have been done, or be done yet.
     Doubt,

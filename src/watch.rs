@@ -7,11 +7,13 @@ pub mod stored;
 
 use crate::context::Context;
 use crate::controller::{error_policy, traced};
+use crate::crd;
 use crate::event::Notice;
 use crate::kubernetes::reference;
 use crate::poller::Watched;
 use crate::read::{Key, claim};
 use crate::step::Lane;
+use crate::telemetry::Readiness;
 use crate::tunnels::{InAccount, TunnelId};
 use futures::future::OptionFuture;
 use futures::{Stream, StreamExt};
@@ -119,7 +121,7 @@ impl Intake {
             let message = format!(
                 "the Tunnel cannot be read, so nothing is done for it ({what}): correct the field, or delete the Tunnel and apply it again"
             );
-            tracing::warn!(namespace = key.namespace, name = key.name, "{message}");
+            tracing::warn!(namespace = key.namespace, tunnel = key.name, "{message}");
             let ctx = self.ctx.clone();
             let notice = Notice { warning: true, reason: "Unreadable".into(), message };
             tokio::spawn(async move {
@@ -188,6 +190,7 @@ impl Watch {
         ctx: &Arc<Context>,
         namespace: Option<String>,
         watch_secrets: bool,
+        readiness: &Arc<Readiness>,
         stop: &watch::Receiver<bool>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // Any object: one that is no Tunnel that can be read must not end the watch of all.
@@ -207,13 +210,19 @@ impl Watch {
         };
         let (listed, synced) = watch::channel(false);
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+        let (told, watched) = (readiness.clone(), readiness.clone());
         let stream = relist::relisting(move || watcher(api.clone(), config.clone()))
             .backoff(relist::Pauses::default())
             .filter_map(move |event| {
                 std::future::ready(match event {
                     Ok(event) => intake.take(event).map(Ok),
                     Err(error) => {
-                        tracing::warn!(%error, "the watch of Tunnels failed; trying again");
+                        if crd::is_absent(&error) {
+                            told.crd(Some(crd::ABSENT.into()));
+                            tracing::warn!("{}", crd::ABSENT);
+                        } else {
+                            tracing::warn!(%error, "the watch of Tunnels failed; trying again");
+                        }
                         Some(Err(error))
                     }
                 })
@@ -221,6 +230,7 @@ impl Watch {
             .reflect(writer)
             .inspect(move |event| {
                 if matches!(event, Ok(watcher::Event::InitDone)) {
+                    watched.crd(None);
                     listed.send_replace(true);
                 }
             })

@@ -97,10 +97,10 @@ def apply(kubectl, name):
 
 def demo(kubectl, aws, ends, operator_log):
     step("Two Tunnels: a plain one, and one with thing, services, tags and a SOURCE Secret")
-    kubectl.watch("get", "tunnels", "--watch", "--output-watch-events")
+    kubectl.watch("get", "tun", "--watch", "--output-watch-events")
     apply(kubectl, "plain")
     apply(kubectl, "pump-7")
-    kubectl.wait("tunnel/plain", "tunnel/pump-7", "--for=condition=Ready")
+    kubectl.wait("tun/plain", "tun/pump-7", "--for=condition=Ready")
     kubectl.shown("plain", "Open")
     kubectl.shown("pump-7", "Open")
 
@@ -118,8 +118,8 @@ def demo(kubectl, aws, ends, operator_log):
 
     step("A Secret is deleted: it comes back with new tokens of its side, and no second tunnel is opened")
     kubectl.show("delete", "secret", "pump-7-source")
-    kubectl.wait("tunnel/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
-    kubectl.wait("tunnel/pump-7", "--for=condition=Ready")
+    kubectl.wait("tun/pump-7", "--for=jsonpath={.status.tokenGeneration}=2")
+    kubectl.wait("tun/pump-7", "--for=condition=Ready")
     renewed = access_tokens(kubectl)
     check(len(renewed["pump-7-source"]) == 1 and renewed["pump-7-source"] != tokens["pump-7-source"],
           "the Secret is there, with another token")
@@ -134,23 +134,23 @@ def demo(kubectl, aws, ends, operator_log):
 
     step(f"A third Tunnel meets AWS's limit of {MAX_OPEN_TUNNELS} open tunnels")
     apply(kubectl, "sensor-42")
-    kubectl.wait("tunnel/sensor-42", "--for=jsonpath={.status.conditions[0].reason}=LimitExceeded")
+    kubectl.wait("tun/sensor-42", "--for=jsonpath={.status.conditions[0].reason}=LimitExceeded")
     kubectl.shown("sensor-42", "LimitExceeded")
-    kubectl.show("get", "tunnel", "sensor-42", "-o=jsonpath={.status.conditions[0].message}")
+    kubectl.show("get", "tun", "sensor-42", "-o=jsonpath={.status.conditions[0].message}")
     check(len(opened(aws)) == MAX_OPEN_TUNNELS, f"{MAX_OPEN_TUNNELS} tunnels are open in AWS")
 
     step("The first one is deleted: AWS closes its tunnel, and the third gets one")
-    kubectl.show("delete", "tunnel", "plain")
-    kubectl.wait("tunnel/sensor-42", "--for=condition=Ready")
+    kubectl.show("delete", "tun", "plain")
+    kubectl.wait("tun/sensor-42", "--for=condition=Ready")
     kubectl.shown("sensor-42", "Open")
     kubectl.wait("secret/plain-tokens", "--for=delete")
-    kubectl.show("events", "--for=tunnel/sensor-42")
+    kubectl.show("events", "--for=tun/sensor-42")
     check({t["thingName"] for t in opened(aws)} == {"pump-7", "sensor-42"}, "two tunnels are open in AWS, the other two")
     secret = {token for tokens in (tokens, renewed, access_tokens(kubectl)) for some in tokens.values() for token in some}
 
     step("The others are deleted, too")
     ends.may_end()
-    kubectl.show("delete", "tunnels", "--all")
+    kubectl.show("delete", "tun", "--all")
     kubectl.wait("secrets", "--selector=opentunnel.dev/secret=tokens", "--for=delete")
     ends.see_end()
 
@@ -177,7 +177,7 @@ def demo(kubectl, aws, ends, operator_log):
     check(all(t["status"] == "CLOSED" for t in tunnels), "no tunnel is open")
     issued = {t["thingName"]: (t["sourceTokensIssued"], t["destinationTokensIssued"]) for t in tunnels}
     check(issued == {None: (1, 1), "pump-7": (2, 1), "sensor-42": (1, 1)}, "no tokens were asked for a second time but the lost ones")
-    check(not kubectl.json("get", "tunnels,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
+    check(not kubectl.json("get", "tun,secrets", "-n", NAMESPACE)["items"], "no Tunnel and no Secret is left")
     told = operator_log.read_text() + ends.log() + kubectl("get", "events", "-A", "-o=yaml") + "".join(kubectl.seen)
     check(len(secret) == 6 and not any(token in told for token in secret), "no token stands in a log or in an event")
 
@@ -207,7 +207,7 @@ def keep(processes, serving, aws, operator_log):
 
     export KUBECONFIG={serving['kubeconfig']} PATH={serving['bin']}:$PATH
     kubectl apply -f deploy/examples/sensor-42.yaml
-    kubectl get tunnels -n {NAMESPACE} --watch
+    kubectl get tun -n {NAMESPACE} --watch
 
   The operator's log:     {operator_log}
   The emulator's state:   {aws.endpoint}/_emulator/tunnels
@@ -228,7 +228,7 @@ def main():
             demo(kubectl, aws, ends, operator_log)
         except Failed:
             with contextlib.suppress(Failed):
-                kubectl.show("get", "tunnels", "-o=wide")
+                kubectl.show("get", "tun", "-o=wide")
             raise
         succeeded = True
         if os.environ.get("KEEP"):

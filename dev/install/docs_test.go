@@ -29,6 +29,10 @@ func TestTheChartsCRDIsACopy(t *testing.T) {
 	generated(t, "deploy/chart/files/tunnels.yaml", func(string) string { return read(t, "crds/tunnels.yaml") })
 }
 
+func TestTheChartsAlertsAreACopy(t *testing.T) {
+	generated(t, "deploy/chart/files/prometheusrule.yaml", func(string) string { return read(t, "deploy/monitoring/prometheusrule.yaml") })
+}
+
 // generated compares a file with what it should be, or writes it where UPDATE_DOCS is set (`make docs`).
 func generated(t *testing.T, path string, should func(string) string) {
 	t.Helper()

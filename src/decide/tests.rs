@@ -389,6 +389,7 @@ mod ending;
 mod identity;
 mod opening;
 mod ready;
+mod samples;
 mod standing;
 mod tending;
 

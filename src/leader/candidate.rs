@@ -8,6 +8,8 @@
 //! - One's own right ends [`Timing::deadline`] after the *start* of the last renewal that succeeded: before
 //!   anybody can take the lease, and by the clock alone, so that a process that was paused does not lead
 //!   any more when it wakes.
+//! - The lease of a candidate that is known to be dead is taken at once: it does not lead, and what it may have sent
+//!   before is conditioned by a version that is gone then.
 //! - A Lease that was there and is gone was deleted by hand: whoever held it may lead still. Who makes it anew
 //!   leads only when it has stood for the time of a lease; at once only one who has never seen it, as where the
 //!   operator is installed for the first time, and its holder, who goes on.
@@ -35,6 +37,8 @@ pub enum Holder {
     Nobody,
     /// This candidate.
     Me,
+    /// A candidate that is known to be dead: it led in the place of this one.
+    Predecessor,
     /// Another one.
     Other,
 }
@@ -111,8 +115,10 @@ impl<V: Clone + PartialEq> Candidate<V> {
         let due = match &seen.record {
             record if self.leads(now) => record.as_ref().map_or(now, |_| self.renew_at()),
             // Its own as well: without the right it cannot know whether another led meanwhile.
-            Some(record) if record.holder != Holder::Nobody => seen.since + self.timing.lease.max(record.lasts),
-            _ => now,
+            Some(Record { holder: Holder::Me | Holder::Other, lasts, .. }) => {
+                seen.since + self.timing.lease.max(*lasts)
+            }
+            Some(Record { holder: Holder::Nobody | Holder::Predecessor, .. }) | None => now,
         };
         if due <= now {
             return Next::Write(seen.record.as_ref().map(|record| record.version.clone()));

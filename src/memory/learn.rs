@@ -250,8 +250,9 @@ impl Learner<'_> {
         let times = before.map_or(0, |f| f.times);
         let reason = failure_reason(error.kind);
         let told = before.is_some_and(|f| f.told && f.reason == reason);
-        let (first, limit) = match reason {
-            Reason::AwsUnavailable => (FIRST_RETRY, UNAVAILABLE_RETRY),
+        let (first, limit) = match (reason, error.kind) {
+            // No call is sent: to look whether there are credentials now costs nothing.
+            (Reason::AwsUnavailable, _) | (_, CallErrorKind::NoCredentials) => (FIRST_RETRY, UNAVAILABLE_RETRY),
             _ => (FIRST_RETRY * 5, REFUSED_RETRY),
         };
         let pause = first.saturating_mul(1 << times.min(16)).min(limit).mul_f64(0.75 + 0.25 * self.spread(times));

@@ -3,6 +3,7 @@
 use super::Memory;
 use crate::clock::Mono;
 use crate::read::{Key, Object};
+use crate::tunnels::TunnelId;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -104,6 +105,14 @@ impl Memories {
     /// It is gone. `None`: a reconcile has its memory still.
     pub fn remove(&self, key: &Key) -> Option<Memory> {
         self.lock().remove(key)?.kept.map(|kept| kept.memory)
+    }
+
+    /// The tunnels whose owner is known, because this process has opened them or has read their owner tag. (Not those of
+    /// Tunnels that a reconcile has.)
+    pub fn owned(&self) -> HashMap<TunnelId, Key> {
+        let memories = self.lock();
+        let kept = memories.iter().filter_map(|(key, entry)| Some((key, entry.kept.as_ref()?)));
+        kept.flat_map(|(key, kept)| kept.memory.owned.iter().map(|tunnel| (tunnel.id.clone(), key.clone()))).collect()
     }
 
     /// Those that are covered, but not there any more.

@@ -51,6 +51,8 @@ impl ByReason {
 pub struct Queue {
     /// Which.
     pub operation: Operation,
+    /// Calls per second that it lets go.
+    pub rate: f64,
     /// Calls that wait for their turn.
     pub depth: usize,
     /// What shut its gate: `LimitExceeded` or `Throttled`; `None`: it is open.
@@ -95,6 +97,11 @@ impl Collector for Live {
         let mut family = encoder.encode_descriptor("opentunnel_connected", help, None, Gauge)?;
         for (side, count) in [("source", sources), ("destination", destinations)] {
             family.encode_family(&[("side", side)])?.encode_gauge(&count)?;
+        }
+        let help = "Calls per second that AWS allows, as the operator is told.";
+        let mut family = encoder.encode_descriptor("opentunnel_quota_calls_per_second", help, None, Gauge)?;
+        for queue in &queues {
+            family.encode_family(&of(queue.operation))?.encode_gauge(&queue.rate)?;
         }
         let help = "Calls to AWS that wait for their turn.";
         let mut family = encoder.encode_descriptor("opentunnel_queue_depth", help, None, Gauge)?;

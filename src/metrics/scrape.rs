@@ -24,7 +24,8 @@ pub fn snapshot(ctx: &Context, watches: &[Watch]) -> Snapshot {
     }
     let queue = |lane: Lane| {
         let pacer = ctx.account.pacers.lane(lane);
-        Queue { operation: lane.operation(), depth: pacer.depth(), shut: pacer.gate().map(|gate| gate.cause) }
+        let shut = pacer.gate().map(|gate| gate.cause);
+        Queue { operation: lane.operation(), rate: pacer.rate(), depth: pacer.depth(), shut }
     };
     Snapshot { tunnels, sources, destinations, queues: Lane::ALL.map(queue), leads: ctx.leader.leads() }
 }

@@ -55,7 +55,7 @@ fn live() -> Metrics {
         Reason::ALL.into_iter().for_each(|reason| tunnels.add(Some(&reason.to_string())));
         tunnels.add(None);
         (0..100).for_each(|n| tunnels.add(Some(&format!("reason-{n}"))));
-        let queue = |operation| Queue { operation, depth: 7, shut: Some(CallErrorKind::Throttled) };
+        let queue = |operation| Queue { operation, rate: 1.0, depth: 7, shut: Some(CallErrorKind::Throttled) };
         Snapshot { tunnels, sources: 1, destinations: 2, queues: PACED.map(queue), leads: true }
     });
     metrics

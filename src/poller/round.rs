@@ -17,7 +17,12 @@ const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
 impl Poller {
     /// One listing, and what follows from it for everybody. `complete`: of all tunnels that may be open.
-    pub(super) async fn round(&self, watched: &[Watched], complete: bool) -> Result<(), CallError> {
+    pub(super) async fn round(
+        &self,
+        watched: &[Watched],
+        complete: bool,
+        owned: impl Fn() -> HashMap<TunnelId, Key>,
+    ) -> Result<(), CallError> {
         let started = self.clock.mono();
         let searches: Vec<(Key, Timestamp)> = self
             .lock()
@@ -33,7 +38,12 @@ impl Poller {
         let until = created.filter(|_| !complete).map_or(oldest, |c| c.max(oldest));
         let listed = self.list(until).await?;
         match created {
-            Some(created) => self.answer_searches(&searches, &listed, created, started).await?,
+            Some(created) => {
+                let searching: HashSet<&Key> = searches.iter().map(|(key, _)| key).collect();
+                let mut others = owned();
+                others.retain(|_, owner| !searching.contains(owner));
+                self.answer_searches(&searches, &listed, created, started, &others).await?;
+            }
             None => {
                 let grace = self.rounds.unknown_after.unwrap_or_default();
                 let Shared { answers, sightings, .. } = &mut *self.lock();
@@ -67,16 +77,21 @@ impl Poller {
         }
     }
 
-    /// Describes the open tunnels of the time in question, once each, for their owner tags.
+    /// Describes the open tunnels of the time in question, once each, for their owner tags. `others`: tunnels of Tunnels
+    /// that do not search. A fleet that is being opened has thousands of them, and AWS tells of 10 a second.
     async fn answer_searches(
         &self,
         searches: &[(Key, Timestamp)],
         listed: &[Summary],
         created: Timestamp,
         started: Mono,
+        others: &HashMap<TunnelId, Key>,
     ) -> Result<(), CallError> {
         let mut owned: Vec<(&Summary, Owner, Option<String>)> = Vec::new();
-        for summary in listed.iter().filter(|s| s.state == TunnelState::Open && s.created_at >= created) {
+        let in_question = |s: &&Summary| {
+            s.state == TunnelState::Open && s.created_at >= created && !others.contains_key(&s.tunnel.id)
+        };
+        for summary in listed.iter().filter(in_question) {
             let answer = self.answer(&summary.tunnel.id).await?;
             owned.extend(answer.owner().map(|o| (summary, o.clone(), answer.description.opened_with.clone())));
         }

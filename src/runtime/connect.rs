@@ -5,8 +5,9 @@ use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{CloseOrphans, Run};
 use crate::context::{Context, TakesSecrets, Things};
+use crate::crd;
 use crate::facts::Limits;
-use crate::kubernetes::{self, Kubernetes, START_LIMIT, START_TIMEOUT, at_start};
+use crate::kubernetes::{self, Kubernetes, START_TIMEOUT, at_start};
 use crate::leader::{Election, Leadership};
 use crate::memory::store::Memories;
 use crate::metrics::Metrics;
@@ -15,11 +16,11 @@ use crate::orphans::sweep::Sweep;
 use crate::poller::Rounds;
 use crate::read::Key;
 use crate::surplus::Surplus;
+use crate::telemetry::Readiness;
 use crate::watch::owned::OwnedSecrets;
 use crate::watch::{self, WATCH_SECONDS};
 use futures::future::{OptionFuture, try_join};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use std::sync::Arc;
@@ -38,7 +39,11 @@ pub(super) struct Connected {
     pub(super) election: Option<Election>,
 }
 
-pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connected, String> {
+pub(super) async fn connect(
+    flags: &Run,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+) -> Result<Connected, String> {
     let config = kubernetes::infer().await.map_err(|e| {
         format!("no Kubernetes cluster is configured ({e}): run in a Pod with a ServiceAccount, or set KUBECONFIG")
     })?;
@@ -54,11 +59,11 @@ pub(super) async fn connect(flags: &Run, metrics: Arc<Metrics>) -> Result<Connec
             None => cluster_id(client).await,
         }
     };
-    let aws = Aws::from_env(flags.aws_timeout, metrics.clone());
+    let aws = Aws::from_env(flags.aws_timeout, metrics.clone(), readiness.clone());
     // At once, because each is a way to somebody else; what is told is what has to be put right first. Rights are asked for
     // once, so the API server has to answer by then.
     let checked = async {
-        check_crd(client, &server).await?;
+        crd::installed(client, &server, &readiness).await?;
         Ok::<_, String>(tokio::join!(secrets, election))
     };
     let others = async { Ok(tokio::join!(cluster, aws)) };
@@ -139,29 +144,4 @@ async fn cluster_id(client: &Client) -> Result<String, String> {
             format!("cannot read the UID of namespace kube-system ({e}){advice}")
         })?;
     namespace.metadata.uid.ok_or_else(|| "namespace kube-system has no UID: set --cluster-id".into())
-}
-
-/// The CRD must be there, and have all that this operator writes: an older one would drop it silently.
-async fn check_crd(client: &Client, server: &str) -> Result<(), String> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let found = at_start(|| api.get_opt("tunnels.opentunnel.dev"))
-        .await
-        .ok_or_else(|| format!("the Kubernetes API server {server} does not answer within {START_LIMIT:?}"))?;
-    let installed = match found {
-        Ok(Some(crd)) => crd,
-        Ok(None) => return Err("the CustomResourceDefinition tunnels.opentunnel.dev is not installed: kubectl apply -f crds/tunnels.yaml (or: opentunnel-operator crd | kubectl apply -f -)".into()),
-        Err(kube::Error::Api(status)) if status.code == 403 => {
-            tracing::warn!("cannot read the CustomResourceDefinition ({}), so its age is not checked", status.message);
-            return Ok(());
-        }
-        Err(kube::Error::Api(status)) => return Err(format!("the Kubernetes API server {server} refuses: {}", status.message)),
-        Err(e) => return Err(format!("the Kubernetes API server {server} cannot be reached ({e}): is the cluster up, and does KUBECONFIG name it?")),
-    };
-    match opentunnel_api::missing_fields(&installed).as_slice() {
-        [] => Ok(()),
-        missing => Err(format!(
-            "the installed CustomResourceDefinition tunnels.opentunnel.dev is too old (it lacks {}): kubectl apply -f crds/tunnels.yaml",
-            missing.join(", ")
-        )),
-    }
 }

@@ -8,7 +8,7 @@ use crate::support::world::Identity;
 use crate::support::{LIMIT, World};
 use kube::api::{ListParams, Patch, PatchParams};
 use opentunnel_api::Tunnel;
-use secure_tunneling_emulator::{Call, Quotas};
+use secure_tunneling_emulator::{Call, Fault, FaultKind, Operation, Quotas};
 use serde_json::json;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -126,7 +126,7 @@ async fn all_reconciled(operator: &Operator, count: usize) {
     loop {
         let log = operator.log();
         let at_rest = log.lines().filter(|line| line.contains("step=Wait("));
-        let names: HashSet<_> = at_rest.filter_map(|line| line.split("name=\"").nth(1)?.split('"').next()).collect();
+        let names: HashSet<_> = at_rest.filter_map(|line| line.split("tunnel=\"").nth(1)?.split('"').next()).collect();
         if names.len() >= count {
             return;
         }
@@ -194,6 +194,28 @@ async fn a_restart_reads_no_secret_that_nobody_has_touched() {
     for name in ["t3", "t5"] {
         world.wait_ready(name).await;
     }
+}
+
+#[tokio::test]
+async fn a_search_describes_no_tunnel_that_this_process_has_opened_for_another() {
+    let world = World::new().await;
+    // After the first, which finds nothing, there is no round but for searches.
+    let _operator = world.operator_with(&world.settings().flag("--poll-interval", "3600s")).await;
+    let plain = |name: &str| PLAIN.replace("plain", name);
+    for name in ["a", "b", "c"] {
+        world.apply(&plain(name)).await;
+        world.wait_ready(name).await;
+    }
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::LimitExceeded).times(u32::MAX)]);
+    world.apply(&plain("late")).await;
+    world.wait_condition("late", ("Ready", "False", "LimitExceeded")).await;
+    let wiped = json!({"metadata": {"annotations": {opentunnel_api::OPENING_ANNOTATION: null}}});
+    world.tunnels().patch("late", &PatchParams::default(), &Patch::Merge(&wiped)).await.unwrap();
+    world.aws.set_faults([]);
+    world.wait_ready("late").await;
+    let calls = world.aws.calls();
+    assert!(polls(&calls) > 0, "it was searched for");
+    assert_eq!(calls.iter().filter(|c| c.operation == "DescribeTunnel").count(), 0, "those of a, b and c are known");
 }
 
 #[tokio::test]

@@ -2,16 +2,18 @@
 
 use crate::support::World;
 use crate::support::control_plane::{SYSTEM_NAMESPACE, repository};
+use crate::support::namespace::status;
 use crate::support::operator::http_status;
 use clap::Parser;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
 use kube::api::PostParams;
 use opentunnel_operator::config::{Command, Run};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs `kubectl ARGS deploy/`; returns what it prints.
 async fn kubectl_deploy(world: &World, args: &[&str]) -> String {
@@ -111,6 +113,56 @@ async fn the_deployments_probes_port_and_grace_are_the_operators() {
     assert!(grace >= 2 * defaults().aws_timeout.as_secs() as i64 + 10, "{grace}");
 }
 
+/// A node's drain, and who looks for the reason.
+#[tokio::test]
+async fn an_operator_that_cannot_start_holds_up_no_drain_and_shows_why() {
+    let world = World::new().await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
+    let budget = budgets.get("opentunnel-operator").await.expect("deploy/ is applied").spec.expect("a spec");
+    assert_eq!(budget.unhealthy_pod_eviction_policy.as_deref(), Some("AlwaysAllow"));
+    assert_eq!(container(&world).await.termination_message_policy.as_deref(), Some("FallbackToLogsOnError"));
+}
+
+/// What docs/install.md has a team do, "For single namespaces". (dev/install compares the rights with what the page says.)
+#[tokio::test]
+async fn an_operator_with_the_rights_of_its_own_namespace_works_there_and_leaves_the_namespace() {
+    let world = World::new().await;
+    let api: Api<Namespace> = Api::all(world.client.clone());
+    let before = api.get(&world.name).await.expect("it is there");
+    let page = fs::read_to_string(repository().join("docs/install.md")).expect("a page");
+    let text = page.split("```yaml\n").find(|block| block.contains("//deploy/namespaced?")).expect("one");
+    let text = text.split("```").next().expect("its end").replace("team-a", &world.name);
+    let dir = overlay(&world, &text, "deploy/namespaced");
+    let dir = dir.to_str().expect("a path");
+    let said = world.kubectl(&["apply", "-k", dir]).await;
+    assert!(said.ok, "{}", said.err);
+
+    let kubeconfig = world.file("kubeconfig");
+    world.plane.write_kubeconfig(&world.name, "opentunnel-operator", &kubeconfig).expect("it has a token");
+    let settings = world.settings().env("KUBECONFIG", kubeconfig).env("POD_NAMESPACE", &world.name);
+    let settings = settings.flag("--leader-elect", "true").flag("--cluster-id", "given");
+    let operator = world.operator_with(&settings).await;
+    world.apply("{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}}").await;
+    let tunnel = world.wait_ready("plain").await;
+    // The watch of Secrets is this namespace's.
+    world.secrets().delete("plain-tokens", &Default::default()).await.expect("it is there");
+    let generation = status(&tunnel).token_generation;
+    let renewed = |t: &opentunnel_api::Tunnel| status(t).token_generation > generation;
+    world.wait_for("plain", "new tokens", renewed).await;
+    let tunnel = world.wait_ready("plain").await;
+    world.assert_live(&tunnel, "plain-tokens").await;
+    world.wait_event("plain", "Normal Opened").await;
+    world.delete("plain").await;
+    world.wait_no_tunnel("plain").await;
+    operator.terminate().await;
+
+    let said = world.kubectl(&["delete", "-k", dir]).await;
+    assert!(said.ok, "{}", said.err);
+    let after = api.get(&world.name).await.expect("it is there still");
+    assert_eq!(after.metadata.uid, before.metadata.uid);
+    assert_eq!((after.metadata.deletion_timestamp, after.metadata.labels), (None, before.metadata.labels));
+}
+
 #[tokio::test]
 async fn the_image_is_the_deployments() {
     let dockerfile = fs::read_to_string(repository().join("Dockerfile")).expect("a Dockerfile");
@@ -179,21 +231,28 @@ fn the_pods_in_the_docs_are_the_examples() {
     }
 }
 
+/// A folder with a Kustomization that the docs show, with a checkout in the place of the URL of one of our folders.
+fn overlay(world: &World, text: &str, ours: &str) -> PathBuf {
+    let dir = world.file("d");
+    fs::create_dir(&dir).expect("a directory can be made");
+    // kustomize takes relative paths alone.
+    let real = |path: &Path| path.canonicalize().expect("it is there");
+    let up = "../".repeat(real(&dir).components().count() - 1);
+    let ours_here = real(&repository().join(ours)).display().to_string();
+    let url = format!("https://your.git/opentunnel-operator//{ours}?ref=v0.1.0");
+    assert!(text.contains(&url), "no {url} in {text}");
+    let text = text.replace(&url, &format!("{up}{}", ours_here.trim_start_matches('/')));
+    fs::write(dir.join("kustomization.yaml"), text).expect("a file can be written");
+    dir
+}
+
 #[tokio::test]
 async fn the_kustomization_in_the_readme_sets_the_image_and_the_region() {
     let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
     let text = readme.split("```yaml\n").find(|block| block.starts_with("apiVersion: kustomize")).expect("one");
     let text = text.split("```").next().expect("its end");
     let world = World::new().await;
-    let dir = world.file("d");
-    // A checkout in place of the URL; kustomize takes relative paths alone.
-    fs::create_dir(&dir).expect("a directory can be made");
-    let real = |path: &Path| path.canonicalize().expect("it is there");
-    let up = "../".repeat(real(&dir).components().count() - 1);
-    let deploy = format!("{up}{}", real(&repository().join("deploy")).display().to_string().trim_start_matches('/'));
-    let url = "https://your.git/opentunnel-operator//deploy?ref=v0.1.0";
-    assert!(text.contains(url));
-    fs::write(dir.join("kustomization.yaml"), text.replace(url, &deploy)).expect("a file can be written");
+    let dir = overlay(&world, text, "deploy");
     let apply = ["apply", "--dry-run=server", "-o", "json", "-n", SYSTEM_NAMESPACE, "-k"];
     let said = world.kubectl(&[&apply[..], &[dir.to_str().expect("a path")]].concat()).await;
     assert!(said.ok, "{}", said.err);

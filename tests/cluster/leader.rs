@@ -268,6 +268,28 @@ async fn an_answer_to_a_renewal_that_is_lost_is_no_end_of_leading() {
 }
 
 #[tokio::test]
+async fn a_container_that_is_restarted_in_its_pod_does_not_wait_for_the_lease_of_the_one_before() {
+    let world = World::new().await;
+    let settings = world.electing().await.env("POD_NAME", "operator-0").env("POD_UID", "1b4e28ba");
+    let first = world.operator_with(&settings).await;
+    let before = world.holder().await.expect("it leads");
+    // Of the same name, as where a node was lost and the Pod is made anew elsewhere: the old one may still run.
+    let other = world.operator_with(&settings.clone().env("POD_UID", "6ba7b810")).await;
+    assert!(other.log().contains("standby") && !other.log().contains("leading"), "{}", other.log());
+    assert_eq!(other.terminate().await.code(), Some(0));
+    world.apply(PLAIN).await;
+    world.wait_ready("plain").await;
+    first.kill();
+    let _second = world.spawn(&settings);
+    let (_, took) = world.next_holder(Some(&before)).await;
+    println!("figure: the leader's container is restarted in its Pod | leads after {} ms", took.as_millis());
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    world.apply(OTHER).await;
+    world.wait_ready("other").await;
+    assert_eq!(world.calls_of("OpenTunnel"), 2);
+}
+
+#[tokio::test]
 async fn without_the_rights_on_the_lease_it_ends_and_says_how_to_do_without() {
     let world = World::new().await;
     let settings: Settings = world.settings().flag("--leader-elect", "true").env("POD_NAMESPACE", &world.name);

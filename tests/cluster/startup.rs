@@ -56,15 +56,6 @@ async fn a_cluster_that_cannot_be_reached_is_named() {
 }
 
 #[tokio::test]
-async fn without_the_crd_it_says_how_to_install_it() {
-    let world = World::new().await;
-    let proxy = world.api_proxy().await;
-    proxy.answer(StatusCode::NOT_FOUND, failure(StatusCode::NOT_FOUND, "not found"), is_crd);
-    let log = refused(&world, &via(&world, &proxy)).await;
-    assert_told(&log, &["tunnels.opentunnel.dev is not installed", "kubectl apply -f crds/tunnels.yaml"]);
-}
-
-#[tokio::test]
 async fn an_older_crd_is_told_with_what_it_lacks() {
     let world = World::new().await;
     let proxy = world.api_proxy().await;
@@ -126,14 +117,6 @@ async fn without_a_region_it_says_how_to_set_one() {
     let world = World::new().await;
     let log = refused(&world, &world.settings().without_env("AWS_REGION")).await;
     assert_told(&log, &["no AWS region is configured", "AWS_REGION"]);
-}
-
-#[tokio::test]
-async fn without_credentials_it_says_where_they_may_come_from() {
-    let world = World::new().await;
-    let settings = world.settings().without_env("AWS_ACCESS_KEY_ID").without_env("AWS_SECRET_ACCESS_KEY");
-    let log = refused(&world, &settings).await;
-    assert_told(&log, &["no AWS credentials", "IRSA", "AWS_ACCESS_KEY_ID"]);
 }
 
 #[tokio::test]

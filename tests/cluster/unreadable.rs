@@ -73,7 +73,7 @@ async fn tunnels_that_cannot_be_read_are_told_and_stop_nobody() {
     for (name, _, _, field) in &bad {
         wait_told(&world, name, field).await;
         let log = operator.log();
-        let line = log.lines().find(|l| l.contains(&format!("name=\"{name}\"")) && l.contains(field));
+        let line = log.lines().find(|l| l.contains(&format!("tunnel=\"{name}\"")) && l.contains(field));
         assert!(line.is_some_and(|l| l.contains("correct the field")), "{name}: {log}");
     }
     assert_eq!(world.aws.tunnels().len(), 1, "nothing was opened for them");

@@ -8,12 +8,15 @@ use kube::CustomResourceExt;
 
 /// The CustomResourceDefinition, as `crds/tunnels.yaml` has it.
 ///
-/// Three things cannot be said by derive: an Option is a field that may be left out, not one that
+/// Four things cannot be said by derive: an Option is a field that may be left out, not one that
 /// may be null (a null would be stored, and a rule's `has()` would see it); `spec` may be left out
-/// as a whole; and a status that was never written says so by `observedGeneration: -1`, so that
-/// kstatus (Flux, Argo CD) reads InProgress until the first write.
+/// as a whole; a status that was never written says so by `observedGeneration: -1`, so that
+/// kstatus (Flux) reads InProgress until the first write; and Flux and Argo CD do not prune the CRD,
+/// which would delete every Tunnel of the cluster and so close their tunnels.
 pub fn definition() -> CustomResourceDefinition {
     let mut crd = Tunnel::crd();
+    let kept = [("kustomize.toolkit.fluxcd.io/prune", "disabled"), ("argocd.argoproj.io/sync-options", "Prune=false")];
+    crd.metadata.annotations = Some(kept.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     for version in &mut crd.spec.versions {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else {
             continue;

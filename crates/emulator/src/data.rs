@@ -17,6 +17,7 @@
 //!   otherwise its sender would hold a stream for open that the other side, when it comes, does not know.
 //! - A side that leaves, or connects again, has its messages that came whole delivered before the other side is sent
 //!   STREAM_RESET.
+//! - A side that stands still while the other connects again and again is ended: what waits for it has a bound.
 //! - Rotation leaves who is connected alone.
 //! - A SESSION_RESET, which only a fault makes, goes to one side; the other is sent STREAM_RESET for what was open.
 
@@ -33,10 +34,11 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 pub use faults::{DataFault, DataFaultKind};
@@ -76,28 +78,37 @@ const READ_AT_ONCE: usize = 64 << 10;
 /// Bytes that are encrypted at once: a frame of the longest, or what waits behind shorter ones.
 const WRITE_AT_ONCE: usize = 256 << 10;
 
+/// How long a client may take for the handshake of TLS, and again for its request. AWS's limit is not documented.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 /// Accepts connections for ever.
 pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) -> Infallible {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => shared.tasks.spawn(connection(stream, tls.clone(), Arc::clone(&shared))),
+            Ok((stream, _)) => {
+                // Small messages must not wait for the ACKs of others; harmless where refused.
+                let _ = stream.set_nodelay(true);
+                shared.tasks.spawn(connection(stream, tls.clone(), Arc::clone(&shared)));
+            }
             // Out of file descriptors, most likely: they come back as connections end.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    // Small messages must not wait for the ACKs of others; harmless where refused.
-    let _ = stream.set_nodelay(true);
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+) {
     match tls {
         None => http(stream, shared).await,
         Some(acceptor) => {
-            // An error ends this connection: the client does not like the certificate, most likely.
             let stream = BufReader::with_capacity(READ_AT_ONCE, stream);
             // A frame is encrypted as a whole: by default rustls takes 64 KiB, a bit less than a frame with a full message.
             let accepted = acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(WRITE_AT_ONCE)));
-            if let Ok(stream) = accepted.await {
+            // An error ends this connection: the client does not like the certificate, most likely.
+            if let Ok(Ok(stream)) = timeout(HANDSHAKE, accepted).await {
                 http(stream, shared).await;
             }
         }
@@ -107,6 +118,8 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
 async fn http(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, shared: Arc<Shared>) {
     let service = service_fn(|request| handshake::respond(request, &shared));
     let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE)
         .max_buf_size(handshake::READ_REQUEST)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
@@ -127,6 +140,33 @@ pub(crate) async fn expire(shared: Arc<Shared>) -> Infallible {
         tokio::select! {
             () = over => {}
             () = shared.expiries.notified() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::shared::{Config, DataTls};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_come_to_an_end_with_its_handshake_is_let_go() {
+        let tls = tls::Tls::new(&DataTls::SelfSigned, Ipv4Addr::LOCALHOST.into()).expect("a certificate");
+        let tls = tls.map(|tls| tls.acceptor);
+        for (tls, sent) in [(None, &b"GET /tunnel HTTP/1.1\r\nhost: loc"[..]), (tls, &[22, 3, 1])] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let begin = Instant::now();
+            let serving = tokio::spawn(connection(server, tls, Arc::new(Shared::new(Config::default()))));
+            client.write_all(sent).await.expect("sent");
+            timeout(2 * HANDSHAKE, client.read_to_end(&mut Vec::new())).await.expect("an end").expect("closed");
+            let waited = begin.elapsed();
+            assert!(waited >= HANDSHAKE && waited < HANDSHAKE + Duration::from_secs(1), "{waited:?}");
+            serving.await.expect("no panic");
         }
     }
 }

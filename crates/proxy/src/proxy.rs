@@ -118,8 +118,8 @@ impl Proxy {
         Ok(Self { shared: Arc::new(shared), listeners })
     }
 
-    /// Connects and serves until it is asked to stop. `announce` is told once where a source listens: at once, or where
-    /// it may listen anywhere, when the tunnel's services are known.
+    /// Connects and serves until it is asked to stop. `announce` is told where a source listens: at once, or where it may
+    /// listen anywhere, when the tunnel's services are known, and again when another tunnel has others.
     ///
     /// # Errors
     /// It cannot go on.

@@ -64,12 +64,10 @@ pub enum ReconnectCause {
     Closed,
     /// What came is not the protocol.
     Protocol,
-    /// The tokens have changed.
-    NewToken,
 }
 
 impl ReconnectCause {
-    const ALL: [Self; 5] = [Self::Lost, Self::Silent, Self::Closed, Self::Protocol, Self::NewToken];
+    const ALL: [Self; 4] = [Self::Lost, Self::Silent, Self::Closed, Self::Protocol];
 
     fn name(self) -> &'static str {
         match self {
@@ -77,7 +75,6 @@ impl ReconnectCause {
             Self::Silent => "silent",
             Self::Closed => "closed",
             Self::Protocol => "protocol",
-            Self::NewToken => "new_token",
         }
     }
 }

@@ -38,11 +38,20 @@ enum Without {
     ShorterDeadline,
     /// A Lease that was deleted is made anew at once.
     WaitAfterDeletion,
+    /// Whoever held the Lease is taken for dead.
+    Death,
+}
+
+/// A process in one of the places where a process runs; one that has ended is followed by another in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Id {
+    place: usize,
+    dead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Lease {
-    holder: Option<usize>,
+    holder: Option<Id>,
     version: u8,
     renewed: Mono,
 }
@@ -91,7 +100,7 @@ struct World {
     lease: Option<Lease>,
     processes: Vec<Process>,
     /// A request that its sender has given up, and that may be carried out yet.
-    late: Option<(usize, Request)>,
+    late: Option<(Id, Request)>,
     /// The Lease was deleted by hand.
     deleted: bool,
 }
@@ -155,7 +164,7 @@ impl World {
             Move::Step(i) => world.step(i),
             Move::CarryOut(i) => {
                 let request = self.processes[i].call.map(|(request, ..)| request).expect("there is one");
-                let answer = world.carry_out(i, request, without);
+                let answer = world.carry_out(Id { place: i, dead: false }, request, without);
                 world.processes[i].call.as_mut().expect("there is one").2 = Some(answer);
             }
             Move::Answer(i) => world.answer(i, without),
@@ -163,21 +172,19 @@ impl World {
                 let (request, _, answer) = world.processes[i].call.take().expect("there is one");
                 world.give_up(i, request, answer);
                 match request {
-                    Request::Release(_) => {
-                        world.processes[i].candidate = Self::new(1, without).processes[0].candidate.clone()
-                    }
+                    Request::Release(_) => world.restart(i, without),
                     _ => world.processes[i].candidate.failed(),
                 }
             }
             Move::CarryOutLate => {
-                let (i, request) = world.late.take().expect("there is one");
-                world.carry_out(i, request, without);
+                let (sender, request) = world.late.take().expect("there is one");
+                world.carry_out(sender, request, without);
             }
             Move::Crash(i) => {
                 if let Some((request, _, answer)) = world.processes[i].call {
                     world.give_up(i, request, answer);
                 }
-                world.processes[i] = Self::new(1, without).processes[0].clone();
+                world.restart(i, without);
             }
             Move::Release(i) => {
                 let version =
@@ -188,6 +195,14 @@ impl World {
             Move::Delete => (world.lease, world.deleted) = (None, true),
         }
         world
+    }
+
+    /// The process has ended, and another begins in its place.
+    fn restart(&mut self, i: usize, without: Without) {
+        self.processes[i] = Self::new(1, without).processes[0].clone();
+        let holder = self.lease.iter_mut().filter_map(|lease| lease.holder.as_mut());
+        let sender = self.late.iter_mut().map(|(sender, _)| sender);
+        holder.chain(sender).filter(|id| id.place == i).for_each(|id| id.dead = true);
     }
 
     fn step(&mut self, i: usize) {
@@ -201,15 +216,15 @@ impl World {
 
     fn give_up(&mut self, i: usize, request: Request, answer: Option<Answer>) {
         if answer.is_none() && request != Request::Read {
-            self.late = Some((i, request));
+            self.late = Some((Id { place: i, dead: false }, request));
         }
     }
 
     /// The API server.
-    fn carry_out(&mut self, i: usize, request: Request, without: Without) -> Answer {
+    fn carry_out(&mut self, sender: Id, request: Request, without: Without) -> Answer {
         let (expected, holder) = match request {
             Request::Read => return Answer::Read(self.lease),
-            Request::Write(version) => (version, Some(i)),
+            Request::Write(version) => (version, Some(sender)),
             Request::Release(version) => (Some(version), None),
         };
         let unconditioned = without == Without::Versions && expected.is_some() && self.lease.is_some();
@@ -225,14 +240,15 @@ impl World {
     fn answer(&mut self, i: usize, without: Without) {
         let (request, begun, answer) = self.processes[i].call.take().expect("there is one");
         if matches!(request, Request::Release(_)) {
-            self.processes[i] = Self::new(1, without).processes[0].clone();
+            self.restart(i, without);
             return;
         }
         let (now, candidate) = (self.now, &mut self.processes[i].candidate);
         let record = |lease: Lease| Record {
             holder: match lease.holder {
                 None => Holder::Nobody,
-                Some(holder) if holder == i => Holder::Me,
+                Some(holder) if holder == (Id { place: i, dead: false }) => Holder::Me,
+                Some(holder) if holder.place == i || without == Without::Death => Holder::Predecessor,
                 Some(_) => Holder::Other,
             },
             version: lease.version,

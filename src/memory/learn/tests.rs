@@ -15,10 +15,11 @@ use serde_json::json;
 /// The process is 1000 s old; the Tunnel was created an hour before.
 const MONO: u64 = 1000;
 const LIMITS: Limits = Limits { aws_timeout: Duration::from_secs(20), recovery_grace: Duration::from_secs(30) };
-const KINDS: [CallErrorKind; 7] = [
+const KINDS: [CallErrorKind; 8] = [
     CallErrorKind::LimitExceeded,
     CallErrorKind::Throttled,
     CallErrorKind::AccessDenied,
+    CallErrorKind::NoCredentials,
     CallErrorKind::InvalidRequest,
     CallErrorKind::NotFound,
     CallErrorKind::Unreachable,

@@ -18,6 +18,8 @@ pub struct Counts {
     pub killed: Count,
     /// SIGTERM.
     pub terminated: Count,
+    /// Rolled to another release.
+    pub rolled: Count,
     /// SIGSTOP.
     pub paused: Count,
     /// Processes that gave up at their start, and were started again as a kubelet does.
@@ -49,7 +51,7 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} creations, {} changes, {} deletions, {} claims wiped in an opening, {} looks at tokens, {} kills, {} SIGTERMs, {} pauses, {} starts given up, {} faults",
+            "{} creations, {} changes, {} deletions, {} claims wiped in an opening, {} looks at tokens, {} kills, {} SIGTERMs, {} rolled to another release, {} pauses, {} starts given up, {} faults",
             self.created,
             self.changed,
             self.deleted,
@@ -57,6 +59,7 @@ impl fmt::Display for Counts {
             self.looked,
             self.killed,
             self.terminated,
+            self.rolled,
             self.paused,
             self.gave_up,
             self.faults

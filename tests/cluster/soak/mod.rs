@@ -18,7 +18,7 @@ use crate::support::promise::{Rule, Violation};
 use counts::Counts;
 use fastrand::Rng;
 use oracle::Seen;
-use plan::{Acts, Bounds, Plan};
+use plan::{Acts, Bounds, Plan, Release};
 use replicas::Replica;
 use scenario::Scenario;
 use std::collections::{BTreeSet, HashMap};
@@ -60,7 +60,7 @@ async fn soak(plan: Plan, product: Product) -> Outcome {
     let begun = Instant::now();
     let mut lives = Vec::new();
     for blows in plan.blows {
-        let replica = Replica::new(&world, &bounds, &namespaces, &weather, product, &counts).await;
+        let replica = Replica::new(&world, &bounds, plan.first, &namespaces, &weather, product, &counts).await;
         lives.push(tokio::spawn(replica.live(Instant::now(), bounds.faults, blows)));
     }
     let (changing, aws, rng) = (weather.clone(), world.clone(), rng.fork());
@@ -216,6 +216,22 @@ async fn the_promise_holds_under_random_faults_and_kills_with_two_replicas() {
     };
     for Outcome { seed, violations, .. } in outcomes {
         let violations: Vec<_> = violations.iter().map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "the promise was broken (seed {seed}):\n{}", violations.join("\n"));
+    }
+}
+
+/// The last release and this one, side by side: forward, back and forward again; and one that ends by the way back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it takes the last release: make upgrade"]
+async fn the_promise_holds_while_releases_are_rolled_forward_and_back() {
+    use Release::{Previous, This};
+    let bounds = Bounds::new(from_env("SOAK_TUNNELS").unwrap_or(20), from_env("SOAK_SECONDS").unwrap_or(60));
+    let seed = from_env("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    for releases in [&[This, Previous, This][..], &[This, Previous]] {
+        println!("seed {seed}, rolled from Previous to {releases:?}");
+        let outcome = soak(Plan::new(seed, bounds, Acts::All).rolled_to(releases), Product::Whole).await;
+        outcome.print();
+        let violations: Vec<_> = outcome.violations.iter().map(ToString::to_string).collect();
         assert!(violations.is_empty(), "the promise was broken (seed {seed}):\n{}", violations.join("\n"));
     }
 }

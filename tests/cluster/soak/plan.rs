@@ -27,6 +27,8 @@ pub struct Plan {
     pub bounds: Bounds,
     /// What users and others do, in order.
     pub moves: Vec<(Duration, Move)>,
+    /// What the replicas are at first.
+    pub first: Release,
     /// What becomes of the processes of each replica, in order.
     pub blows: [Vec<(Duration, Blow)>; 2],
 }
@@ -139,6 +141,17 @@ pub enum Blow {
     Terminate(Duration),
     /// SIGSTOP, and SIGCONT after this time.
     Pause(Duration),
+    /// SIGTERM, and one of this release is started, as by a rollout.
+    Roll(Release),
+}
+
+/// A build of the operator.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Release {
+    /// The one of OPENTUNNEL_PREVIOUS_BIN.
+    Previous,
+    /// The one that is tested.
+    This,
 }
 
 impl Bounds {
@@ -197,7 +210,20 @@ impl Plan {
         moves.sort_by_key(|(at, _)| *at);
         moves.retain(|(at, _)| *at < bounds.faults);
         let blows = [(); 2].map(|()| blows(&mut rng, bounds.faults));
-        Self { seed, bounds, moves, blows }
+        Self { seed, bounds, moves, first: Release::This, blows }
+    }
+
+    /// The same, begun by the last release: it is rolled to each of `releases`, in equal times. The second replica follows
+    /// a tenth of all the time after the first, and for so long both releases are at work.
+    pub fn rolled_to(mut self, releases: &[Release]) -> Self {
+        let (end, count) = (self.bounds.faults, releases.len() as u32);
+        self.first = Release::Previous;
+        for (blows, late) in self.blows.iter_mut().zip([0, 1]) {
+            let at = |n: usize| end * (n as u32 + 1) / (count + 1) + end / 10 * late;
+            blows.extend(releases.iter().enumerate().map(|(n, release)| (at(n), Blow::Roll(*release))));
+            blows.sort_by_key(|(at, _)| *at);
+        }
+        self
     }
 }
 

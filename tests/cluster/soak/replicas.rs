@@ -2,7 +2,7 @@
 //! of their processes.
 
 use super::counts::Counts;
-use super::plan::{Blow, Bounds};
+use super::plan::{Blow, Bounds, Release};
 use super::weather::Weather;
 use crate::matrix::product::Product;
 use crate::support::World;
@@ -10,6 +10,8 @@ use crate::support::api_proxy::ApiProxy;
 use crate::support::aws_proxy::AwsProxy;
 use crate::support::operator::{Operator, Settings};
 use crate::support::world::Identity;
+use std::env;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::Command;
@@ -28,6 +30,8 @@ pub struct Replica {
     _api: ApiProxy,
     _aws: AwsProxy,
     settings: Settings,
+    /// The program that is tested.
+    tested: PathBuf,
     operator: Operator,
     counts: Arc<Counts>,
 }
@@ -35,11 +39,24 @@ pub struct Replica {
 /// Flags of `run` beyond those of every test.
 const FLAGS: [(&str, &str); 3] = [("--poll-interval", "2s"), ("--aws-timeout", "2s"), ("--recovery-grace", "7100ms")];
 
+impl Release {
+    /// The settings, for a process of this release.
+    fn run_by(self, settings: &Settings, tested: &Path) -> Settings {
+        let mut settings = settings.clone();
+        settings.program = match self {
+            Self::Previous => env::var_os("OPENTUNNEL_PREVIOUS_BIN").expect("as make upgrade sets it").into(),
+            Self::This => tested.to_owned(),
+        };
+        settings
+    }
+}
+
 impl Replica {
     /// One that runs, in a calm weather yet.
     pub async fn new(
         world: &Arc<World>,
         bounds: &Bounds,
+        first: Release,
         namespaces: &[String],
         weather: &Arc<Weather>,
         product: Product,
@@ -62,8 +79,11 @@ impl Replica {
             .flag("--open-rate", &rate)
             .flag("--close-rate", &rate);
         let settings = FLAGS.iter().fold(settings, |settings, (name, value)| settings.flag(name, value));
+        let tested = settings.program.clone();
+        let settings = first.run_by(&settings, &tested);
         let operator = world.operator_with(&settings).await;
-        Self { world: world.clone(), identity, _api: api, _aws: aws, settings, operator, counts: counts.clone() }
+        let (world, counts) = (world.clone(), counts.clone());
+        Self { world, identity, _api: api, _aws: aws, settings, tested, operator, counts }
     }
 
     /// Goes through what is to become of it; it runs at the end, as far as the weather lets it.
@@ -80,6 +100,12 @@ impl Replica {
                     self.counts.terminated.add();
                     self.signal("TERM").await;
                     self.end(pause).await;
+                }
+                Blow::Roll(release) => {
+                    self.counts.rolled.add();
+                    self.settings = release.run_by(&self.settings, &self.tested);
+                    self.signal("TERM").await;
+                    self.end(Duration::ZERO).await;
                 }
                 Blow::Pause(time) => {
                     self.counts.paused.add();

@@ -57,6 +57,12 @@ impl ControlPlane {
         PLANE.get_or_init(Self::start).as_ref().unwrap_or_else(|reason| panic!("no control plane: {reason}"))
     }
 
+    /// Another one, from which the CRD and the operator's own objects may be removed.
+    pub fn for_removals() -> &'static Self {
+        static PLANE: OnceLock<Result<ControlPlane, String>> = OnceLock::new();
+        PLANE.get_or_init(Self::start).as_ref().unwrap_or_else(|reason| panic!("no control plane: {reason}"))
+    }
+
     /// Orders `pause`, `resume`, `stop` or `start` of a program of it, as `kube-apiserver`. Returns at once.
     pub fn order(&self, verb: &str, program: &str) {
         self.tell(&format!("{verb} {program}")).expect("the control plane runs");

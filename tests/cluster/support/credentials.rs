@@ -16,7 +16,19 @@ use tokio::task::JoinHandle;
 /// What it gives out lives that long; the SDK asks for new ones 10 s before.
 const LIFETIME: SignedDuration = SignedDuration::from_secs(15);
 
+/// What becomes of who asks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Manner {
+    /// It is given credentials, at the second request.
+    Gives,
+    /// Each request fails with a 503.
+    Fails,
+    /// Each is refused, as where the role's trust policy does not name the ServiceAccount.
+    Refuses,
+}
+
 struct Shared {
+    manner: Mutex<Manner>,
     /// The first who asks is told that it fails.
     failed: AtomicBool,
     given: AtomicUsize,
@@ -46,8 +58,12 @@ pub fn session_token(number: usize) -> String {
 impl Credentials {
     /// Starts one.
     pub async fn start() -> Self {
-        let shared =
-            Arc::new(Shared { failed: AtomicBool::new(false), given: AtomicUsize::new(0), shown: Mutex::default() });
+        let shared = Arc::new(Shared {
+            manner: Mutex::new(Manner::Gives),
+            failed: AtomicBool::new(false),
+            given: AtomicUsize::new(0),
+            shown: Mutex::default(),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let app = Router::new().route("/", post(sts)).route("/v1/credentials", get(pod_identity));
@@ -56,6 +72,11 @@ impl Credentials {
             let _ = axum::serve(listener, app).await;
         });
         Self { shared, url, server }
+    }
+
+    /// What becomes of who asks from now on.
+    pub fn behaves(&self, manner: Manner) {
+        *self.shared.manner.lock().unwrap_or_else(PoisonError::into_inner) = manner;
     }
 
     /// How often it was asked.
@@ -77,8 +98,20 @@ impl Drop for Credentials {
 }
 
 impl Shared {
-    fn fails(&self) -> bool {
-        !self.failed.swap(true, Ordering::Relaxed)
+    /// The refusal of a request that gets no credentials.
+    fn refusal(&self) -> Option<Response> {
+        match *self.manner.lock().unwrap_or_else(PoisonError::into_inner) {
+            Manner::Gives => {
+                (!self.failed.swap(true, Ordering::Relaxed)).then(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+            }
+            Manner::Fails => Some(StatusCode::SERVICE_UNAVAILABLE.into_response()),
+            // STS's own form; the agent's has no part that the SDK reads.
+            Manner::Refuses => {
+                let words = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>Not authorized to \
+                             perform sts:AssumeRoleWithWebIdentity</Message></Error></ErrorResponse>";
+                Some((StatusCode::FORBIDDEN, words).into_response())
+            }
+        }
     }
 
     /// The number of the next ones, and when they end.
@@ -93,8 +126,8 @@ async fn sts(State(shared): State<Arc<Shared>>, form: String) -> Response {
     if !form.contains("Action=AssumeRoleWithWebIdentity") {
         return StatusCode::BAD_REQUEST.into_response();
     }
-    if shared.fails() {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    if let Some(refusal) = shared.refusal() {
+        return refusal;
     }
     let (number, end) = shared.next(form);
     let (key, token) = (key_id(number), session_token(number));
@@ -113,8 +146,8 @@ async fn pod_identity(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> 
     let Some(shown) = headers.get("authorization").and_then(|value| value.to_str().ok()) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    if shared.fails() {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    if let Some(refusal) = shared.refusal() {
+        return refusal;
     }
     let (number, end) = shared.next(shown.to_owned());
     let credentials = json!({

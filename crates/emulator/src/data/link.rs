@@ -18,6 +18,10 @@ use super::faults::DataFault;
 /// Batches of messages on a lane, at most. A batch has 128 KiB at most, so a reader that stands still costs 1 MiB here.
 const LANE: usize = 8;
 
+/// Lanes and ends of lanes that a connection has not come to, at most. Each time the other side connects again there is
+/// one more lane: a reader that stands still costs 16 MiB here.
+const TURNS: usize = 16;
+
 /// A stream that is open between the two sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stream {
@@ -39,6 +43,8 @@ pub(crate) enum Goodbye {
     Closed,
     Expired,
     Replaced,
+    /// It reads nothing, while the other side connects again and again.
+    Behind,
     /// The emulator forgets everything.
     Reset,
 }
@@ -50,6 +56,9 @@ impl Goodbye {
             Self::Closed => (CloseCode::NORMAL_CLOSURE, "Tunnel is closed"),
             Self::Expired => (CloseCode::NORMAL_CLOSURE, "Tunnel is closed: its lifetime is over"),
             Self::Replaced => (CloseCode::POLICY_VIOLATION, "Replaced by another connection of this side"),
+            Self::Behind => {
+                (CloseCode::POLICY_VIOLATION, "Nothing was read while the other side connected again and again")
+            }
             Self::Reset => (CloseCode::GOING_AWAY, "The emulator was reset"),
         }
     }
@@ -73,7 +82,7 @@ pub(crate) enum Event {
 struct Seat {
     id: u64,
     commands: UnboundedSender<Command>,
-    events: UnboundedSender<Event>,
+    events: mpsc::Sender<Event>,
     /// The lane to this connection. `None`: the other side is not connected.
     lane: Option<mpsc::Sender<Bytes>>,
 }
@@ -84,6 +93,15 @@ struct Seats {
     destination: Option<Seat>,
     streams: Vec<Stream>,
     joined: u64,
+}
+
+impl Seat {
+    /// Tells it in its turn. Where there are too many turns it is ended, and gives its seat up by itself.
+    fn tell(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            let _ = self.commands.send(Command::End(Goodbye::Behind));
+        }
+    }
 }
 
 impl Seats {
@@ -98,7 +116,7 @@ impl Seats {
     fn reset_streams(&mut self, side: Side) {
         let streams = std::mem::take(&mut self.streams);
         if let Some(seat) = self.of(side).as_mut().filter(|_| !streams.is_empty()) {
-            let _ = seat.events.send(Event::Reset(streams));
+            seat.tell(Event::Reset(streams));
         }
     }
 
@@ -109,7 +127,7 @@ impl Seats {
             let (sender, receiver) = mpsc::channel(LANE);
             seat.lane = from_is_there.then_some(sender);
             if from_is_there {
-                let _ = seat.events.send(Event::Lane(receiver));
+                seat.tell(Event::Lane(receiver));
             }
         }
     }
@@ -171,7 +189,7 @@ impl Link {
         seats.joined += 1;
         let id = seats.joined;
         let (commands, command_receiver) = mpsc::unbounded_channel();
-        let (events, event_receiver) = mpsc::unbounded_channel();
+        let (events, event_receiver) = mpsc::channel(TURNS);
         let seat = Seat { id, commands, events, lane: None };
         if let Some(replaced) = seats.of(side).replace(seat) {
             let _ = replaced.commands.send(Command::End(Goodbye::Replaced));
@@ -213,7 +231,7 @@ pub(crate) struct Place {
     side: Side,
     id: u64,
     pub(crate) commands: UnboundedReceiver<Command>,
-    pub(crate) events: UnboundedReceiver<Event>,
+    pub(crate) events: mpsc::Receiver<Event>,
 }
 
 impl Place {

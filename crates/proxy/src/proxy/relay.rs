@@ -27,6 +27,7 @@ thread_local! {
 }
 
 /// How a connection ends for its socket.
+#[derive(Debug)]
 enum Outcome {
     Ended(End),
     /// The link is lost.
@@ -35,8 +36,9 @@ enum Outcome {
     Gone,
 }
 
-/// Serves a connection until it ends.
-pub(super) async fn run(end: LocalEnd, mut local: Local, stats: ServiceStats) {
+/// Serves a connection of a service until it ends.
+pub(super) async fn run(end: LocalEnd, mut local: Local, service: &str, stats: ServiceStats) {
+    tracing::debug!(service, "a connection begins");
     stats.connections.inc();
     stats.open.inc();
     let outcome = {
@@ -64,9 +66,11 @@ pub(super) async fn run(end: LocalEnd, mut local: Local, stats: ServiceStats) {
     // The session forgets it before its socket is waited for.
     drop(end);
     stats.open.dec();
+    tracing::debug!(service, ?outcome, "a connection ends");
     match outcome {
         Outcome::Ended(End::Closed) => close(local).await,
         Outcome::Ended(End::Stalled) => {
+            tracing::warn!(service, "a connection is reset: its reader took nothing, and held up the others");
             stats.stalls.inc();
             local.reset();
         }

@@ -6,6 +6,7 @@ use super::{Ends, Shared, asked_to, relay, target};
 use crate::config::{Services, Target};
 use crate::link::{LinkError, LinkReader, LinkWriter};
 use crate::session::{ServiceIndex, Session, SessionError, Version};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -133,6 +134,8 @@ async fn drain(
 }
 
 async fn read(mut reader: LinkReader, hub: Arc<Hub>, shared: Arc<Shared>) -> Ended {
+    // What came while the session took nothing.
+    let mut early = None;
     loop {
         let step = match hub.step() {
             Ok(Ok(step)) => step,
@@ -147,21 +150,42 @@ async fn read(mut reader: LinkReader, hub: Arc<Hub>, shared: Arc<Shared>) -> End
             }
             Step::Connect(end, service) => connect(end, service, &hub, &shared),
             Step::Refused(service) => tracing::warn!(service, "refused: this service has no address here"),
-            Step::Wait => hub.resume.notified().await,
-            Step::Read => match reader.next().await {
-                Ok(Some(bytes)) => {
-                    shared.stats.frames_received.inc();
-                    if hub.with(|session| session.receive(bytes)).is_err() {
-                        return Ended::Stopped;
-                    }
-                }
-                Ok(None) => {
-                    let words = reader.close_reason().map(|reason| reason.words.clone());
-                    return Ended::Closed(words.unwrap_or_default());
-                }
-                Err(error) => return Ended::Link(error),
+            // Until data comes pings are answered, and the link's end is seen.
+            Step::Wait if early.is_none() => tokio::select! {
+                () = hub.resume.notified() => {}
+                next = next_frame(&mut reader, &shared) => match next {
+                    Ok(bytes) => early = Some(bytes),
+                    Err(ended) => return ended,
+                },
             },
+            Step::Wait => hub.resume.notified().await,
+            Step::Read => {
+                let bytes = match early.take() {
+                    Some(bytes) => bytes,
+                    None => match next_frame(&mut reader, &shared).await {
+                        Ok(bytes) => bytes,
+                        Err(ended) => return ended,
+                    },
+                };
+                if hub.with(|session| session.receive(bytes)).is_err() {
+                    return Ended::Stopped;
+                }
+            }
         }
+    }
+}
+
+async fn next_frame(reader: &mut LinkReader, shared: &Shared) -> Result<Bytes, Ended> {
+    match reader.next().await {
+        Ok(Some(bytes)) => {
+            shared.stats.frames_received.inc();
+            Ok(bytes)
+        }
+        Ok(None) => {
+            let words = reader.close_reason().map(|reason| reason.words.clone());
+            Err(Ended::Closed(words.unwrap_or_default()))
+        }
+        Err(error) => Err(Ended::Link(error)),
     }
 }
 
@@ -201,7 +225,7 @@ fn connect(end: LocalEnd, service: ServiceIndex, hub: &Arc<Hub>, shared: &Arc<Sh
         let Ends::Destination { targets, bind } = &shared.ends else { return };
         let Some(target) = of(targets, &id) else { return };
         match target::connect(target, bind.as_deref()).await {
-            Ok(local) => relay::run(end, local, shared.stats.service(&id)).await,
+            Ok(local) => relay::run(end, local, &id, shared.stats.service(&id)).await,
             Err(error) => tracing::warn!(service = id, %error, "the service cannot be reached"),
         }
     });

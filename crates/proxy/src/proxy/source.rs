@@ -54,8 +54,15 @@ pub(super) struct Listener {
 pub(super) struct Listeners<'a> {
     /// Not served yet.
     bound: Vec<Listener>,
-    accepting: JoinSet<()>,
+    served: Vec<Served>,
     announce: &'a (dyn Fn(&[Listening]) + Sync),
+}
+
+/// A service whose clients are accepted, as long as this is there.
+struct Served {
+    service: Option<String>,
+    addresses: Vec<Listening>,
+    accepting: JoinSet<()>,
 }
 
 /// Listens on what is known before the tunnel's services are.
@@ -76,41 +83,55 @@ pub(super) async fn bind(services: &Services<ListenAddress>) -> Result<Vec<Liste
 
 impl<'a> Listeners<'a> {
     pub fn new(bound: Vec<Listener>, announce: &'a (dyn Fn(&[Listening]) + Sync)) -> Self {
-        Self { bound, accepting: JoinSet::new(), announce }
+        Self { bound, served: Vec::new(), announce }
     }
 
     /// Accepts on what is listened on.
     pub fn serve(&mut self, shared: &Arc<Shared>) {
-        if self.bound.is_empty() {
-            return;
-        }
-        (self.announce)(&self.bound.iter().flat_map(Listener::addresses).collect::<Vec<_>>());
         for listener in std::mem::take(&mut self.bound) {
+            let (service, addresses) = (listener.service.clone(), listener.addresses().collect());
+            let mut accepting = JoinSet::new();
             for socket in listener.sockets {
-                let (shared, service) = (Arc::clone(shared), listener.service.clone());
-                self.accepting.spawn(async move { accept(socket, service.as_deref(), &shared).await });
+                let (shared, service) = (Arc::clone(shared), service.clone());
+                accepting.spawn(async move { accept(socket, service.as_deref(), &shared).await });
             }
+            self.served.push(Served { service, addresses, accepting });
+        }
+        if !self.served.is_empty() {
+            (self.announce)(&self.served.iter().flat_map(|served| served.addresses.clone()).collect::<Vec<_>>());
         }
     }
 
-    /// Listens for each service of the tunnel where that was left to it: where it is mapped to, else on a free port.
+    /// Listens for each service of the tunnel where that was left to it: where it is mapped to, else on a free port. Other
+    /// tokens may be another tunnel's, with other services: one that is there no more is listened for no longer.
     pub async fn services_known(&mut self, shared: &Arc<Shared>, tunnel: &[String]) -> Result<(), ListenError> {
         let Ends::Source(Services::Among(addresses), defaults) = &shared.ends else { return Ok(()) };
-        if !self.accepting.is_empty() {
-            return Ok(());
+        let is_of = |served: &Served, service: &String| served.service.as_ref() == Some(service);
+        let mut changed = false;
+        for gone in self.served.extract_if(.., |served| !tunnel.iter().any(|service| is_of(served, service))) {
+            changed = true;
+            let mut accepting = gone.accepting;
+            // Its port may be that of another one now.
+            accepting.shutdown().await;
         }
         for service in tunnel {
+            if self.served.iter().any(|served| is_of(served, service)) {
+                continue;
+            }
+            changed = true;
             let free = || ListenAddress { host: defaults.bind.clone(), port: 0 };
             let address = addresses.get(service).cloned().unwrap_or_else(free);
             self.bound.push(Listener::bind(Some(service.clone()), &address).await?);
         }
-        self.serve(shared);
+        if changed {
+            self.serve(shared);
+        }
         Ok(())
     }
 
     /// Listens no more: clients are refused.
     pub fn close(&mut self) {
-        self.accepting.abort_all();
+        self.served.iter_mut().for_each(|served| served.accepting.abort_all());
     }
 }
 
@@ -183,8 +204,14 @@ async fn accept(listener: TcpListener, service: Option<&str>, shared: &Arc<Share
         let _ = stream.set_nodelay(true);
         let local = Local::Tcp(stream);
         match open(service, &mut link).await {
-            Some((end, id)) => drop(tokio::spawn(relay::run(end, local, shared.stats.service(&id)))),
-            None => local.reset(),
+            Some((end, id)) => {
+                let stats = shared.stats.service(&id);
+                tokio::spawn(async move { relay::run(end, local, &id, stats).await });
+            }
+            None => {
+                tracing::debug!("a client is reset: there is no connection to the service");
+                local.reset();
+            }
         }
     }
 }

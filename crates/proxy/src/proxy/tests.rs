@@ -3,6 +3,7 @@
 mod ends;
 mod flow;
 mod links;
+mod pings;
 mod service;
 
 use super::*;
@@ -52,7 +53,10 @@ fn destination(targets: Services<Target>) -> Ends {
 struct Running {
     stats: Arc<Stats>,
     stop: watch::Sender<bool>,
+    /// As it was told first.
     listening: Vec<Listening>,
+    /// What it tells later.
+    told: mpsc::UnboundedReceiver<Vec<Listening>>,
     task: JoinHandle<Result<(), ProxyError>>,
 }
 
@@ -72,16 +76,24 @@ impl Running {
         let side = ends.side();
         let proxy = Proxy::bind(ends, options, Arc::clone(&stats)).await.expect("it listens");
         let (stop, stopped) = watch::channel(false);
-        let (told, mut tell) = mpsc::unbounded_channel();
+        let (tell, mut told) = mpsc::unbounded_channel();
         let service = Arc::clone(service);
         let task = tokio::spawn(async move {
-            proxy.run(&service, tokens, stopped, move |listening| told.send(listening.to_vec()).expect("told")).await
+            // Mostly nobody wants to know more than the first.
+            let announce = move |listening: &[Listening]| drop(tell.send(listening.to_vec()));
+            proxy.run(&service, tokens, stopped, announce).await
         });
         let listening = match side {
-            Side::Source => soon(tell.recv()).await.expect("it listens"),
+            Side::Source => soon(told.recv()).await.expect("it listens"),
             Side::Destination => Vec::new(),
         };
-        Self { stats, stop, listening, task }
+        Self { stats, stop, listening, told, task }
+    }
+
+    fn services(&self) -> Vec<&str> {
+        let mut services: Vec<_> = self.listening.iter().map(|listening| listening.service.as_str()).collect();
+        services.sort_unstable();
+        services
     }
 
     fn address(&self, service: &str) -> SocketAddr {

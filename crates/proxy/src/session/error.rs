@@ -17,9 +17,9 @@ pub enum SessionError {
     /// A stream began at a source, where none can.
     #[error("a stream was started towards the source: is its peer a source too?")]
     StartedAtSource,
-    /// A stream began without an ID.
-    #[error("a stream was started without an ID")]
-    NoStreamId,
+    /// A stream, or a connection of one, began without the stream's ID.
+    #[error("the service sent a {0:?} without a stream's ID")]
+    NoStreamId(MessageType),
 }
 
 /// The services of the tunnel do not go with those that are mapped here.

@@ -73,7 +73,10 @@ impl Session {
                 return Err(SessionError::BeforeServices(message.kind));
             }
             MessageType::StreamStart if self.side == Side::Source => return Err(SessionError::StartedAtSource),
-            MessageType::StreamStart if message.stream_id == 0 => return Err(SessionError::NoStreamId),
+            // Its refusal would have none either, and the service takes no such message.
+            MessageType::StreamStart | MessageType::ConnectionStart if message.stream_id == 0 => {
+                return Err(SessionError::NoStreamId(message.kind));
+            }
             MessageType::StreamStart => self.handle_stream_start(message),
             MessageType::ConnectionStart => self.handle_connection_start(message),
             MessageType::Data => self.handle_data(message),

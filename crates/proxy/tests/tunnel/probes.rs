@@ -6,7 +6,9 @@ use crate::support::service::Service;
 use crate::support::tunnel::Tunnel;
 use crate::support::{PATIENCE, until};
 use secure_tunneling_emulator::{DataFault, DataFaultKind, Side};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -77,6 +79,56 @@ async fn metrics_count_connections_bytes_and_reconnects() {
                 until(&line, counted).await;
             }
         }
+    })
+    .await;
+}
+
+/// The labels of each metric, each with its values.
+type Metrics = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+/// Read off a scrape.
+fn served(text: &str) -> Metrics {
+    let mut metrics = Metrics::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (series, _) = line.rsplit_once(' ').expect("a series and a value");
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let of = metrics.entry(name.to_owned()).or_default();
+        for label in labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()) {
+            let (label, value) = label.split_once('=').expect("a label and a value");
+            of.entry(label.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
+        }
+    }
+    metrics
+}
+
+fn quoted(text: &str) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_metrics_are_those_of_the_docs() {
+    case(&[Ability::Probes.of_both()], async {
+        let tunnel = Tunnel::open(&["SSH"]).await;
+        let source = tunnel.source().args(HTTP).run().await;
+        let served = served(&get(source.http_address().await, "/metrics").await.1);
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/proxy.md");
+        let docs = std::fs::read_to_string(docs).expect("docs/proxy.md");
+        let (_, section) = docs.split_once("\n## Probes and metrics\n").expect("a section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
+        let mut written = BTreeMap::new();
+        for row in rows {
+            let (name, row) = row.split_once("` | ").expect("a metric's row");
+            let (labels, words) = row.split_once('|').expect("labels and words");
+            written.insert(name.to_owned(), quoted(labels));
+            // What it names is a value of a label.
+            let values: BTreeSet<_> =
+                served.get(name).into_iter().flat_map(BTreeMap::values).flatten().cloned().collect();
+            assert!(quoted(words).is_subset(&values), "{name}: {words} and {values:?}");
+        }
+        let names = |labels: BTreeMap<String, _>| labels.into_keys().collect::<BTreeSet<_>>();
+        let served: BTreeMap<_, _> = served.into_iter().map(|(name, labels)| (name, names(labels))).collect();
+        assert_eq!(written, served);
     })
     .await;
 }

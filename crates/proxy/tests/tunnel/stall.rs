@@ -44,6 +44,7 @@ async fn others_go_on_and_who_stands_still_is_reset_alone() {
         assert!(highest < BOUND_KIB, "{highest} KiB");
         // What was on the way to it is in the sockets' buffers.
         assert_eq!(rest(&mut still).await.1, End::Reset);
+        source.process.logged("its reader took nothing").await;
     })
     .await;
 }

@@ -113,6 +113,7 @@ fn each_rule_is_needed() {
         Without::SeenAtTheEnd,
         Without::ShorterDeadline,
         Without::WaitAfterDeletion,
+        Without::Death,
     ];
     for without in rules {
         let explored = explore(settled(2, without), without, 16);

@@ -106,6 +106,7 @@ fn a_limit_is_the_pacers_business_and_no_failure() {
 fn a_failure_has_its_reason_and_the_operations_name() {
     for (kind, expected) in [
         (CallErrorKind::AccessDenied, Reason::AccessDenied),
+        (CallErrorKind::NoCredentials, Reason::AccessDenied),
         (CallErrorKind::InvalidRequest, Reason::InvalidRequest),
         (CallErrorKind::NotFound, Reason::InvalidRequest),
         (CallErrorKind::Unreachable, Reason::AwsUnavailable),
@@ -132,7 +133,11 @@ fn the_pause_doubles_up_to_its_limit_and_no_two_tunnels_come_again_together() {
         }
         pauses
     };
-    for (kind, first, limit) in [(CallErrorKind::Doubt, 1.0, 30.0), (CallErrorKind::AccessDenied, 5.0, 300.0)] {
+    for (kind, first, limit) in [
+        (CallErrorKind::Doubt, 1.0, 30.0),
+        (CallErrorKind::NoCredentials, 1.0, 30.0),
+        (CallErrorKind::AccessDenied, 5.0, 300.0),
+    ] {
         for (times, pause) in pauses(kind, "u").into_iter().enumerate() {
             let longest = f64::min(first * f64::from(1 << times), limit);
             assert!((0.75 * longest..=longest).contains(&pause), "{kind:?}, {times}: {pause} s");

@@ -1,8 +1,13 @@
 //! A side that leaves, or connects again.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::SinkExt;
 use opentunnel_proxy::message::{MAX_PAYLOAD, Message, MessageType};
-use secure_tunneling_emulator::Side;
+use secure_tunneling_emulator::{ConnectionStatus, Side};
+use tokio::time::timeout;
+use tokio_websockets::Message as Frame;
 
 use super::client::{
     Ask, Client, Pair, V1, bytes_of, connected, data, of_stream, reset, start, tunnel, wait_connected,
@@ -168,4 +173,31 @@ async fn a_side_that_connects_again_and_again_leaves_one_connection_and_no_strea
         pair.destination = new;
     }
     assert_eq!(emulator.connections(&pair.id), Some(connected(true, true)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stands_still_while_the_other_side_connects_again_and_again_is_ended() {
+    let emulator = emulator().await;
+    let mut pair = Pair::open(&emulator).await;
+    let message = data("SSH", 7, Bytes::from(vec![9; MAX_PAYLOAD]));
+    let frame = bytes_of(&[message]).freeze();
+    // Until nothing has gone for a while: then the source is behind, and stays so.
+    while timeout(Duration::from_millis(500), pair.destination.socket.send(Frame::binary(frame.clone()))).await.is_ok()
+    {
+    }
+    let is_connected =
+        || emulator.connections(&pair.id).and_then(|both| both.source) == Some(ConnectionStatus::Connected);
+    let mut connects = 0;
+    while is_connected() {
+        connects += 1;
+        assert!(connects < 50, "what waits for the source grows without a bound");
+        let mut new = with_client_token(Side::Destination, &pair.tokens.destination).connect(&emulator).await;
+        new.message().await;
+        pair.destination = new;
+    }
+    assert!(connects > 5, "it is ended after {connects} already");
+    // Both may go on afterwards.
+    let mut source = again(&emulator, &pair, Side::Source).await;
+    source.send(&[start("SSH", 8)]).await;
+    assert_eq!(pair.destination.message().await, start("SSH", 8));
 }

@@ -197,3 +197,30 @@ async fn a_token_that_is_not_there_yet_is_waited_for() {
     directory.write("first");
     source.connected().await;
 }
+
+#[tokio::test]
+async fn another_tunnel_s_services_are_listened_for_in_the_place_of_the_last_one_s() {
+    let (service, directory) = (TestService::new(&["A", "B"]), Directory::new());
+    directory.write("first");
+    service.rotate("first");
+    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port();
+    // Of two tunnels, never of one.
+    let ports = ["A", "C"].map(|id| (id.to_owned(), listen("127.0.0.1", port)));
+    let tokens = TokenSource::Directory(TokenDirectory::open(directory.0.clone(), Side::Source));
+    let ends = source(Services::Among(ports.into()));
+    let mut source = Running::start_with(&service, ends, options(), tokens).await;
+    assert_eq!(source.services(), ["A", "B"]);
+    let kept = source.address("B");
+    service.set_services(&["B", "C"]);
+    service.rotate("second");
+    service.cut(Side::Source);
+    directory.write("second");
+    source.listening = soon(source.told.recv()).await.expect("it listens");
+    assert_eq!(source.services(), ["B", "C"]);
+    assert_eq!((source.address("B"), source.address("C").port()), (kept, port));
+    // The same again is nothing new.
+    service.cut(Side::Source);
+    connects(&service, service.connects() + 1).await;
+    source.connected().await;
+    assert!(source.told.try_recv().is_err());
+}

@@ -18,7 +18,6 @@ use tokio_websockets::{ServerBuilder, WebSocketStream};
 type Socket = WebSocketStream<tokio::io::DuplexStream>;
 
 pub(super) struct TestService {
-    ids: Vec<String>,
     /// Bytes of a frame, at most.
     cut: usize,
     state: Mutex<State>,
@@ -26,6 +25,7 @@ pub(super) struct TestService {
 
 #[derive(Default)]
 struct State {
+    ids: Vec<String>,
     source: Option<End>,
     destination: Option<End>,
     /// By service: what a side that is left alone is told.
@@ -56,8 +56,14 @@ impl TestService {
     }
 
     pub fn cutting(ids: &[&str], cut: usize) -> Arc<Self> {
-        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        Arc::new(Self { ids, cut, state: Mutex::default() })
+        let service = Self { cut, state: Mutex::default() };
+        service.set_services(ids);
+        Arc::new(service)
+    }
+
+    /// Whoever connects from now on is told these services.
+    pub fn set_services(&self, ids: &[&str]) {
+        self.state.lock().expect("no panic").ids = ids.iter().map(|id| (*id).to_owned()).collect();
     }
 
     /// The next ones that connect are refused.
@@ -90,7 +96,7 @@ impl TestService {
         let mut tasks = JoinSet::new();
         tasks.spawn(forward(forwarded, sink, self.cut));
         tasks.spawn(Arc::clone(self).read(side, stream));
-        let available_service_ids = self.ids.clone();
+        let available_service_ids = state.ids.clone();
         let ids = Message { available_service_ids, ..Message::new(MessageType::ServiceIds) };
         out.try_send(encoded(&ids)).expect("room");
         self.reset_streams(&mut state, side);

@@ -209,9 +209,12 @@ fn what_was_received_before_the_end_is_delivered_before_it() {
 
 #[test]
 fn a_stream_needs_an_id_and_services_stay() {
-    let mut destination = session(DESTINATION, &["SSH"]);
-    let start = of(StreamStart, 0, 1);
-    assert_eq!(outcome(&mut destination, None, &start).error, Some(SessionError::NoStreamId));
+    for kind in [StreamStart, ConnectionStart] {
+        let mut destination = session(DESTINATION, &["SSH"]);
+        // A refusal would go without an ID, too: the service takes no such message.
+        let expected = Outcome { error: Some(SessionError::NoStreamId(kind)), ..nothing() };
+        assert_eq!(outcome(&mut destination, None, &of(kind, 0, 1)), expected);
+    }
     let (mut destination, _) = with_connection(DESTINATION, Version::V3);
     let unknown = ServicesError::Differ { mapped: owned(&["SSH"]), tunnel: owned(&["WEB"]) };
     assert_eq!(outcome(&mut destination, None, &service_ids(&["WEB"])).error, Some(unknown.into()));

@@ -1,0 +1,3 @@
+-- Opens a new tunnel.
+obj.spec.suspend = false
+return obj

@@ -1,0 +1,3 @@
+-- Closes the tunnel.
+obj.spec.suspend = true
+return obj
