@@ -1,6 +1,7 @@
 """A node: containerd, and the kubelet, for the control plane of dev/cluster. All of it is in namespaces of its own."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -109,10 +110,8 @@ def remove_cgroup(name):
     for parent in hierarchies():
         for attempt in range(100):
             try:
-                for path in [*sorted((parent / name).rglob("*/"), reverse=True), parent / name]:
-                    path.rmdir()
-                break
-            except FileNotFoundError:
+                for path, *_ in os.walk(parent / name, topdown=False):
+                    os.rmdir(path)
                 break
             except OSError:
                 if attempt == 99:

@@ -348,8 +348,8 @@ def uninstall(world, way):
         check(not [t for t in world.aws("GET", "tunnels") if t["status"] == "OPEN"], "no tunnel is open in AWS")
         world.until("no token Secret is left", lambda: not world.kubectl.json(
             "get", "secrets", "-A", "-l", "opentunnel.dev/secret=tokens")["items"])
-        world.kubectl("delete", "namespace", EDGE, "load", "device", "--ignore-not-found", "--timeout=90s")
         way.uninstall()
+        world.kubectl("delete", "namespace", EDGE, "load", "device", "--ignore-not-found", "--timeout=90s")
         left = [kind for kind in ("namespaces", "customresourcedefinitions", "clusterroles", "clusterrolebindings")
                 for item in world.kubectl.json("get", kind)["items"] if "opentunnel" in item["metadata"]["name"]]
         check(not left, "nothing of it is left in the cluster")

@@ -87,16 +87,17 @@ class Namespaced(Way):
         self.world.namespace("edge")
         self.kubectl("apply", "-k", str(ROOT / "crds"))
         settings = SETTINGS | {"OPENTUNNEL_CLUSTER_ID": self.cluster_id(), "OPENTUNNEL_WATCH_NAMESPACE": "team-b,edge"}
+        # The rights first: an operator that lacks them in a namespace that it is to watch ends, and is started anew.
         self.paths = [
-            self.overlay("namespaced", "deploy/namespaced", settings, namespace=self.namespace),
             self.kustomization("watched", "deploy/watched", namespace="edge", patches=[{
                 "target": {"kind": "RoleBinding", "name": "opentunnel-operator-watched"},
-                "patch": json.dumps([{"op": "replace", "path": "/subjects/0/namespace", "value": self.namespace}])}])]
+                "patch": json.dumps([{"op": "replace", "path": "/subjects/0/namespace", "value": self.namespace}])}]),
+            self.overlay("namespaced", "deploy/namespaced", settings, namespace=self.namespace)]
         for path in self.paths:
             self.kubectl("apply", "-k", path)
 
     def uninstall(self):
-        for path in self.paths:
+        for path in reversed(self.paths):
             self.kubectl("delete", "-k", path, "--timeout=90s")
         self.kubectl("delete", "-k", str(ROOT / "crds"), "--timeout=90s")
         self.still_there()
