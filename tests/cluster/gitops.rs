@@ -9,7 +9,7 @@ use opentunnel_api::Tunnel;
 use secure_tunneling_emulator::TunnelStatus;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -206,8 +206,28 @@ async fn an_expired_tunnel_is_reopened_by_the_button() {
     world.wait_for("pump-7", "another tunnel", another).await;
 }
 
-fn example(folder: &str) -> PathBuf {
-    repository().join("deploy/gitops/example").join(folder)
+/// A copy of the example, with a checkout in place of the operator's URL; kustomize takes relative paths alone.
+fn example(world: &World) -> PathBuf {
+    fn copy(from: &Path, to: &Path, change: &impl Fn(String) -> String) {
+        fs::create_dir(to).expect("a directory can be made");
+        for entry in fs::read_dir(from).expect("the example") {
+            let from = entry.expect("a file").path();
+            let to = to.join(from.file_name().expect("a name"));
+            match from.is_dir() {
+                true => copy(&from, &to, change),
+                false => fs::write(to, change(fs::read_to_string(from).expect("text"))).expect("a file can be written"),
+            }
+        }
+    }
+    let dir = world.file("example");
+    let real = |path: &Path| path.canonicalize().expect("it is there");
+    let parent = real(dir.parent().expect("a parent"));
+    // From the folder `opentunnel` of it up to the root.
+    let up = "../".repeat(parent.components().count() + 1);
+    let deploy = format!("{up}{}", real(&repository().join("deploy")).display().to_string().trim_start_matches('/'));
+    let url = "https://your.git/opentunnel-operator//deploy?ref=v0.1.0";
+    copy(&repository().join("deploy/gitops/example"), &dir, &|text| text.replace(url, &deploy));
+    dir
 }
 
 /// YAML as values: kubectl reads it, and asks nobody for a namespace.
@@ -221,8 +241,8 @@ fn parsed(world: &World, args: &[&str]) -> Vec<Value> {
 }
 
 /// All objects of a folder, as Kustomize builds them.
-fn built(world: &World, folder: &str) -> Vec<Value> {
-    parsed(world, &["-k", example(folder).to_str().expect("a path")])
+fn built(world: &World, folder: &Path) -> Vec<Value> {
+    parsed(world, &["-k", folder.to_str().expect("a path")])
 }
 
 #[tokio::test]
@@ -234,10 +254,11 @@ async fn the_example_has_its_waves_in_order_and_works() {
         let wave = &object["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"];
         wave.as_str().map_or(0, |wave| wave.parse::<i32>().expect("a number"))
     };
-    let all = built(&world, "");
+    let example = example(&world);
+    let all = built(&world, &example);
     let mut parts = Vec::new();
     for (number, folder) in ["opentunnel", "edge/tunnels", "edge/apps"].into_iter().enumerate() {
-        let objects = built(&world, folder);
+        let objects = built(&world, &example.join(folder));
         for object in &objects {
             let early = object["kind"] == "Namespace";
             assert_eq!(wave(object), if early { 0 } else { number as i32 }, "{object}");
@@ -253,7 +274,7 @@ async fn the_example_has_its_waves_in_order_and_works() {
     assert_eq!(keys(&all), keys(&parts));
 
     let ours = async |folder: &str| {
-        let mut objects = built(&world, folder);
+        let mut objects = built(&world, &example.join(folder));
         objects.retain(|object| object["kind"] != "Namespace");
         objects.iter_mut().for_each(|object| object["metadata"]["namespace"] = json!(world.name));
         json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()

@@ -152,8 +152,8 @@ async fn a_tunnel_to_a_thing_takes_the_right_to_open_it() {
     let said = as_user(&world, "alice", "pump-team", &to("pump-7")).await;
     assert!(said.ok, "{}", said.err);
     world.wait_ready("pump-7").await;
-    let said = as_user(&world, "alice", "pump-team", &to("pump-9")).await;
-    assert_refused(&said, "user alice may not open a tunnel to thing pump-9");
+    let said = as_user(&world, "alice", "pump-team", &to("pump-6")).await;
+    assert_refused(&said, "user alice may not open a tunnel to thing pump-6");
     let nothing = tunnel("nothing", json!({"destination": {"services": ["SSH"]}}));
     assert_refused(&as_user(&world, "alice", "pump-team", &nothing).await, "to no thing in particular");
     // Nor by a change of one that is there.
