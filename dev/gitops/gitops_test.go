@@ -125,7 +125,16 @@ func TestFluxAndArgoCDUnderstandEachState(t *testing.T) {
 	var rows []string
 	for _, name := range names {
 		object := all[name]
-		result, err := status.Compute(&unstructured.Unstructured{Object: object})
+		// kstatus wants whole numbers as the API server's clients decode them.
+		text, err := json.Marshal(object)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		decoded := &unstructured.Unstructured{}
+		if err := decoded.UnmarshalJSON(text); err != nil {
+			t.Fatal(name, err)
+		}
+		result, err := status.Compute(decoded)
 		if err != nil {
 			t.Fatal(name, err)
 		}
