@@ -209,7 +209,7 @@ func TestEachValueReachesItsPlace(t *testing.T) {
 			{name: ca, configMap: {name: ca}}]`},
 		{at(container, "image"), `registry.example.com/operator:1.2.3@sha256:0123456789012345678901234567890123456789012345678901234567890123`},
 		{at(container, "imagePullPolicy"), `Always`},
-		{at(container, "env", 3), `{name: HTTPS_PROXY, value: "http://proxy:3128"}`},
+		{at(container, "env", 4), `{name: HTTPS_PROXY, value: "http://proxy:3128"}`},
 		{at(container, "envFrom"), `[{configMapRef: {name: opentunnel-operator}}, {secretRef: {name: aws-keys}}]`},
 		{at(container, "volumeMounts"), `[{name: aws-credentials, mountPath: /var/run/secrets/aws, readOnly: true},
 			{name: ca, mountPath: /etc/ca, readOnly: true}]`},
