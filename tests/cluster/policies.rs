@@ -174,8 +174,12 @@ async fn a_tunnel_to_a_thing_takes_the_right_to_open_it() {
     assert!(said.ok, "{}", said.err);
     world.wait_no_tunnel("pump-7").await;
     // Nobody gives this right to himself.
-    let role = ["create", "role", "mine", "--verb=open", "--resource=things.opentunnel.dev", "--as=bob"];
-    assert_refused(&world.kubectl(&role).await, "cannot create resource \"roles\"");
+    let rule = json!({"apiGroups": ["opentunnel.dev"], "resources": ["things"], "verbs": ["open"]});
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "mine"}, "rules": [rule],
+    });
+    let said = world.kubectl_with(&role.to_string(), &["create", "--as=bob", "-f", "-"]).await;
+    assert_refused(&said, "User \"bob\" cannot create resource \"roles\"");
 }
 
 #[tokio::test]
