@@ -79,7 +79,7 @@ def start(processes):
 
 def service_account_kubeconfig(kubectl, directory):
     """A kubeconfig of the operator's ServiceAccount."""
-    account = next(o for o in kubectl.json("get", "-f", str(ROOT / "deploy/base/rbac.yaml"))["items"]
+    account = next(o for o in kubectl.json("get", "-k", str(ROOT / "deploy"))["items"]
                    if o["kind"] == "ServiceAccount")["metadata"]
     token = kubectl("create", "token", account["name"], "-n", account["namespace"], "--duration=24h").strip()
     config = kubectl.json("config", "view", "--raw")
