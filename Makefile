@@ -40,7 +40,7 @@ ifndef AT_ONCE
 .NOTPARALLEL:
 endif
 
-.PHONY: help docs demo build test test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
+.PHONY: help docs demo build test test-demo test-programs test-model model matrix costs bench bench-proxy interop soak-proxy reloaders soak upgrade fuzz figures image image-proxy image-emulator install-yaml install-test helm fmt clippy deny promtool gitops go-test emulator-botocore cluster e2e clean prerequisites test-prerequisites
 
 step = @printf '\n== %s\n'
 
@@ -58,7 +58,7 @@ build:
 	@cargo build --workspace --bins --test emulator
 
 test: test-prerequisites fmt ## All that CI checks
-	+@$(TWO_AT_ONCE) clippy cluster deny promtool gitops go-test install-test emulator-botocore
+	+@$(TWO_AT_ONCE) clippy cluster deny promtool gitops go-test install-test emulator-botocore test-demo
 	$(step) "cargo test"
 	@cargo test --workspace --lib --bins --tests --no-run
 	@cargo test $(OPTIMIZED) --test model --no-run
@@ -261,6 +261,11 @@ install-test: cluster helm ## Try each way to install: Kustomize, the Helm chart
 	$(step) "dev/install: Kustomize, the Helm chart"
 	@$(GO) dev/install vet -trimpath ./...
 	@$(GO) dev/install test -trimpath -count=1 ./...
+
+# What a new user sees first must not break unseen.
+test-demo: build cluster
+	$(step) "the demo"
+	@python3 -B dev/demo
 
 emulator-botocore: build $(BOTOCORE) ## Try the emulator with AWS's own Python client
 	$(step) "emulator, by botocore"
