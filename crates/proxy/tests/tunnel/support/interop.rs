@@ -138,7 +138,9 @@ const DIFFERENCES: &[(Ability, &[Side], Expected, &str)] = &[
     (Ability::FollowsV1, &[Side::Destination], Fails, "V1 only where the tunnel's service has no name"),
     (Ability::ManyClients, &[Side::Source], Fails, "accepts one at a time, with a backlog of 0, and cuts others"),
     (Ability::SlowClients, &[Side::Source], Fails, "ends when some MiB wait for a client"),
-    (Ability::CutWithinMessage, BOTH, MayFail, "takes the next link's first message for the rest of the cut one, and hangs"),
+    (Ability::CutWithinMessage, &[Side::Source], Fails, "takes the next link's first message for the rest of the cut one, and hangs"),
+    // Seen once in three runs: it goes well.
+    (Ability::CutWithinMessage, &[Side::Destination], MayFail, "takes the next link's first message for the rest of the cut one, and hangs"),
     (Ability::SessionReset, BOTH, Fails, "connections hang"),
 ];
 
