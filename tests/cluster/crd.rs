@@ -45,10 +45,20 @@ async fn a_manifest_that_breaks_a_rule_is_refused_with_words_that_name_the_field
     for (document, words) in documents.iter().zip(words) {
         let expected = document.strip_prefix("# ").and_then(|d| d.lines().next()).expect("what is said");
         for part in expected.split(" … ") {
-            assert!(words.contains(part), "\n{document}\nis refused in other words:\n{words}");
+            assert!(says(&words, part), "\n{document}\nis refused in other words:\n{words}");
         }
     }
 }
+
+/// Whether kubectl says this. Kubernetes 1.33 shows the type of a value that breaks a rule, in place of the value, and
+/// writes an object as Go does.
+fn says(words: &str, part: &str) -> bool {
+    let older = ["\"string\"", "\"object\"", "\"array\"", "map[string]interface {}"];
+    let shown = |at: usize| older.iter().any(|older| words.contains(&format!("{}{older}", &part[..at])));
+    words.contains(part) || part.find(VALUE).is_some_and(|at| shown(at + VALUE.len()))
+}
+
+const VALUE: &str = " value: ";
 
 #[tokio::test]
 async fn the_longest_manifest_is_opened_as_it_is_written() {
@@ -125,8 +135,9 @@ async fn what_aws_cannot_change_is_not_changed_and_the_way_out_is_told() {
         assert!(full.contains(from));
         let said = world.try_apply(&full.replace(from, to)).await;
         let words = format!(
-            "spec.{field}: Invalid value: AWS cannot change {field} on an open tunnel: set spec.updatePolicy to Recreate (closes this tunnel and opens a new one), or delete the Tunnel and create it again"
+            "AWS cannot change {field} on an open tunnel: set spec.updatePolicy to Recreate (closes this tunnel and opens a new one), or delete the Tunnel and create it again"
         );
+        assert!(said.err.contains(&format!("spec.{field}: Invalid value: ")), "{from:?} to {to:?}: {}", said.err);
         assert!(!said.ok && said.err.contains(&words), "{from:?} to {to:?}: {}{}", said.out, said.err);
     }
     let before = world.tunnel("sensor-42").await.spec;

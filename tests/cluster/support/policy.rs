@@ -91,6 +91,16 @@ impl Namespace {
         }
     }
 
+    /// Whether this Kubernetes has what [`World::under`] needs: 1.33 has not.
+    pub async fn has_mutating_policies(&self) -> bool {
+        let list = self.client.list_api_group_resources("admissionregistration.k8s.io/v1").await;
+        let has = list.expect("discovery").resources.iter().any(|r| r.name == "mutatingadmissionpolicies");
+        if !has {
+            eprintln!("SKIPPED, nothing was tried: this Kubernetes has no MutatingAdmissionPolicy of version v1");
+        }
+        has
+    }
+
     async fn apply_policy(&self, kind: &str, name: &str, spec: Value) {
         let resource = ApiResource {
             group: "admissionregistration.k8s.io".into(),
