@@ -369,6 +369,7 @@ fn remembered(dice: &mut Dice, object: &Object) -> Remembered {
             trial: dice.maybe(|dice| Trial {
                 at: dice.mono(),
                 refused: dice.of(&[None, Some(Refusal::NamespaceEnds), Some(Refusal::Told("w".repeat(4000)))]),
+                refusals: dice.of(&[0, 1, 40, u32::MAX]),
             }),
         },
     }
