@@ -152,9 +152,10 @@ impl Opening {
         ];
         let root = traces.tracer.span_builder("open a tunnel").with_start_time(began).with_attributes(attributes);
         let root = Context::new().with_span(traces.tracer.build_with_context(root, &Context::new()));
+        // It has come to it just now.
         let first = traces.tracer.span_builder("wait for a reconcile").with_start_time(began);
-        let first = traces.tracer.build_with_context(first, &root);
-        Self { root, wait: Some(("wait for a reconcile", first)) }
+        traces.tracer.build_with_context(first, &root).end();
+        Self { root, wait: None }
     }
 
     /// Makes what is done in a reconcile of `opening` its children.

@@ -80,7 +80,8 @@ struct Collector {
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let place = request.uri().host().unwrap_or_default().to_owned();
-        let answer = self.runtime.spawn(tokio::time::timeout(LIMIT, self.connector.send(request)));
+        let answer = self.connector.send(request);
+        let answer = self.runtime.spawn(async { tokio::time::timeout(LIMIT, answer).await });
         let status = match answer.await? {
             Ok(Ok(status)) => Ok(status),
             Ok(Err(words)) => Err(words),
