@@ -240,8 +240,9 @@ impl Drop for Opening {
     }
 }
 
-/// Something that is sent in a reconcile. It ends when this is dropped. Empty: no opening is traced.
-pub struct Sent(Option<Span>);
+/// Something that is sent in a reconcile. It ends when this is dropped. Empty: no opening is traced. In a box, because a
+/// reconcile has no room for a span as a rule.
+pub struct Sent(Option<Box<Span>>);
 
 /// A request to the API server, or what comes before a call to AWS.
 pub fn sent(what: impl Into<Cow<'static, str>>, kind: SpanKind) -> Sent {
@@ -251,7 +252,7 @@ pub fn sent(what: impl Into<Cow<'static, str>>, kind: SpanKind) -> Sent {
     let opening = Context::current();
     let span = |traces: &Traces| {
         let builder = traces.tracer.span_builder(what).with_kind(kind);
-        traces.tracer.build_with_context(builder, &opening)
+        Box::new(traces.tracer.build_with_context(builder, &opening))
     };
     Sent(recording(&opening).map(span))
 }

@@ -1,5 +1,6 @@
 //! Traces by OTLP: one for each opening, sent to a collector that the environment names, and to nobody else.
 
+use crate::support::connect_proxy::ConnectProxy;
 use crate::support::log::has_token;
 use crate::support::operator::{Operator, Settings};
 use crate::support::{LIMIT, World};
@@ -15,6 +16,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
 use prost::Message;
 use secure_tunneling_emulator::{Fault, FaultKind, Operation, Quotas};
+use std::fs;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -37,6 +40,7 @@ struct Received {
 
 /// A collector by OTLP over HTTP.
 struct Collector {
+    address: SocketAddr,
     url: String,
     received: watch::Receiver<Received>,
     answers: watch::Sender<StatusCode>,
@@ -67,10 +71,10 @@ impl Collector {
         let (sender, received) = watch::channel(Received::default());
         let (answers, answered) = watch::channel(StatusCode::OK);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let address = listener.local_addr().expect("an address");
         let app = Router::new().route("/v1/traces", post(take)).with_state((Arc::new(sender), answered));
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { url, received, answers }
+        Self { address, url: format!("http://{address}"), received, answers }
     }
 
     async fn wait(&self, what: &str, is: impl Fn(&Received) -> bool) -> Received {
@@ -229,6 +233,24 @@ async fn a_trace_ends_with_its_tunnel_or_with_the_operator() {
 }
 
 #[tokio::test]
+async fn a_collector_is_reached_by_https_and_through_a_proxy() {
+    let world = World::new().await;
+    let collector = Collector::new().await;
+    let proxy = ConnectProxy::start(collector.address).await;
+    let authority = world.file("pem");
+    fs::write(&authority, &proxy.authority).expect("a file can be written");
+    let settings = tracing_to(&world, "https://user:secret@otel.example:4318")
+        .env("HTTPS_PROXY", &proxy.url)
+        .env("NO_PROXY", "127.0.0.1")
+        .env("SSL_CERT_FILE", authority);
+    let operator = world.operator_with(&settings).await;
+    world.apply(PLAIN).await;
+    collector.wait("it is sent", |received| root(received).is_some()).await;
+    assert_eq!(proxy.asked(), ["otel.example:4318"]);
+    assert!(!operator.log().contains("secret@"), "{}", operator.log());
+}
+
+#[tokio::test]
 async fn a_collector_that_refuses_is_told_once_and_costs_spans_only() {
     let world = World::new().await;
     let collector = Collector::new().await;
@@ -277,13 +299,16 @@ async fn nothing_is_sent_where_nobody_asks_for_it() {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let disabled = tracing_to(&world, &url).env("OTEL_SDK_DISABLED", "true");
     let unnamed = tracing_to(&world, "");
-    for (name, settings) in [("disabled", disabled), ("unnamed", unnamed)] {
+    let other = tracing_to(&world, &url).env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    for (name, settings) in [("disabled", disabled), ("unnamed", unnamed), ("other", other)] {
         let operator = world.operator_with(&settings).await;
         world.apply(&PLAIN.replace("plain", name)).await;
         world.wait_ready(name).await;
-        assert!(!operator.log().contains("a trace of each opening"), "{}", operator.log());
-        let threads = std::fs::read_dir(format!("/proc/{}/task", operator.pid())).expect("its threads");
-        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        let log = operator.log();
+        assert!(!log.contains("a trace of each opening"), "{log}");
+        assert_eq!(log.contains("no traces are sent"), name == "other", "{log}");
+        let threads = fs::read_dir(format!("/proc/{}/task", operator.pid())).expect("its threads");
+        let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
         assert!(!names.into_iter().any(|name| name.starts_with("OpenTelemetry")), "no thread sends spans");
         assert!(operator.terminate().await.success());
     }
