@@ -130,6 +130,8 @@ pub struct Trial {
     pub at: Mono,
     /// `None`: it takes it.
     pub refused: Option<Refusal>,
+    /// How often in a row it did not.
+    pub refusals: u32,
 }
 
 /// A rotation of this process.

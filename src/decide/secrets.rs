@@ -1,6 +1,7 @@
 //! What the token Secrets are to the Tunnel.
 
 use super::Case;
+use crate::clock::Mono;
 use crate::memory::redone::Damage;
 use crate::read::{Object, SecretSpec};
 use crate::secrets::{FoundSecret, SecretFacts};
@@ -11,7 +12,10 @@ use std::time::Duration;
 
 /// How long a dry-run answer of the API server counts.
 const TRIAL_LIMIT: Duration = Duration::from_secs(5);
-/// A Secret that the API server did not take is tried again after this time.
+/// A Secret that the API server did not take is tried again after this time, which doubles with each refusal. Not all
+/// refusals stay: right after the CRD was created, admission may not know it yet.
+const FIRST_REFUSED_RETRY: Duration = Duration::from_secs(1);
+/// The longest time after which it is tried again.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// So long the Secret of an earlier Tunnel of the same name is waited for, which the garbage collector removes.
 pub(super) const PREDECESSOR_LIMIT: Duration = Duration::from_secs(60);
@@ -252,10 +256,17 @@ impl<'a> Case<'a> {
         Some(Step::TryCreate { secret: secret.clone() })
     }
 
+    /// When a Secret that the API server did not take is tried again.
+    fn tried_again(&self) -> Option<Mono> {
+        let trial = self.memory.backoff.trial.as_ref()?;
+        let doubled = FIRST_REFUSED_RETRY.saturating_mul(1 << trial.refusals.saturating_sub(1).min(16));
+        Some(trial.at + doubled.min(REFUSED_RETRY))
+    }
+
     /// Why the API server takes no Secret, until it is time to try again.
     pub(super) fn refusal(&self) -> Option<&Refusal> {
-        let trial = self.memory.backoff.trial.as_ref().filter(|t| self.now.mono < t.at + REFUSED_RETRY)?;
-        trial.refused.as_ref()
+        self.tried_again().filter(|again| self.now.mono < *again)?;
+        self.memory.backoff.trial.as_ref()?.refused.as_ref()
     }
 
     /// Waits until the API server may take a Secret again.
@@ -274,7 +285,6 @@ impl<'a> Case<'a> {
                 message: format!("the API server does not take the token Secret, so no tunnel is opened: {words}"),
             }),
         });
-        let until = self.memory.backoff.trial.as_ref().map(|t| t.at + REFUSED_RETRY);
-        self.wait(report, Wait { until, ..Wait::default() })
+        self.wait(report, Wait { until: self.tried_again(), ..Wait::default() })
     }
 }

@@ -231,8 +231,10 @@ fn recorded(name: &str) -> SecretStatus {
     SecretStatus { name: name.into(), sha256: RECORDED.into(), resource_version: Some("9".into()) }
 }
 
+/// Not the first refusal, if it is one.
 fn trial(at: u64, refused: Option<Refusal>) -> Option<Trial> {
-    Some(Trial { at: mono(at), refused })
+    let refusals = refused.as_ref().map_or(0, |_| 6);
+    Some(Trial { at: mono(at), refused, refusals })
 }
 
 fn ends(at: u64) -> Option<Trial> {

@@ -84,7 +84,9 @@ impl Memory {
             (Step::TellRival(_), _) => learner.memory.tending.new = false,
             (Step::TellUnconnected, _) => learner.memory.tending.told_unconnected = true,
             (_, Outcome::Tried(refused)) => {
-                learner.memory.backoff.trial = Some(Trial { at: now.mono, refused: refused.clone() });
+                let before = learner.memory.backoff.trial.as_ref().map_or(0, |trial| trial.refusals);
+                let refusals = refused.as_ref().map_or(0, |_| before.saturating_add(1));
+                learner.memory.backoff.trial = Some(Trial { at: now.mono, refused: refused.clone(), refusals });
             }
             (Step::Reuse { tunnel, tokens, generation }, Outcome::Done) => {
                 learner.answered(AnswerOf::Secrets(*generation), tunnel, tokens.clone());

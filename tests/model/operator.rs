@@ -422,7 +422,7 @@ impl Mem {
             answer: self.answer.as_ref().map(|held| Box::new(answer(held))),
             backoff: Backoff {
                 failure: self.failure.map(failure),
-                trial: self.trial.map(|age| Trial { at: at(age), refused: None }),
+                trial: self.trial.map(|age| Trial { at: at(age), refused: None, refusals: 0 }),
             },
         })
     }

@@ -587,6 +587,11 @@ fn refused(before: u64) -> Option<Trial> {
     trial(MONO - before, Some(Refusal::Told("quota".into())))
 }
 
+/// So many times in a row, the last time so many seconds before.
+fn again(refusals: u32, before: u64) -> Option<Trial> {
+    refused(before).map(|trial| Trial { refusals, ..trial })
+}
+
 // What the API server would refuse is found out before a tunnel is paid for.
 table! {
     the_secret_is_tried_before_the_claim: untried() => TryCreate { secret } if secret.name == "sensor-tokens",
@@ -607,6 +612,11 @@ table! {
         s.object.record.observed_generation = Some(1);
     }) => Wait(w) if w.until == Some(mono(MONO + 29)),
     after_30_s_it_is_tried_again: untried().tried(refused(30)) => TryCreate { .. },
+    sooner_when_it_was_refused_less_often: untried().tried(again(3, 4)) => TryCreate { .. },
+    after_the_third_time_in_4_s: untried().tried(again(3, 3)).with(|s| {
+        s.object.record.reported = Some(Reason::Opening);
+        s.object.record.observed_generation = Some(1);
+    }) => Wait(w) if w.until == Some(mono(MONO + 1)),
     in_a_namespace_that_ends_nothing_is_opened_and_nothing_said: untried().tried(ends(MONO))
         => Wait(w) if waits_for(w, None, None, Some(MONO + 30)),
     the_next_tunnel_is_tried_too: untried().with(|s| s.object.record = Record {

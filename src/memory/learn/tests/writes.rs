@@ -8,7 +8,13 @@ fn a_trial_and_the_secrets_that_were_written_are_remembered() {
     let spec = || SecretSpec { name: "a".into(), ..SecretSpec::default() };
     let refused = Some(Refusal::Told("quota".into()));
     let memory = learnt(full(None), &Step::TryCreate { secret: spec() }, &Outcome::Tried(refused.clone()));
-    assert_eq!(memory.backoff.trial, Some(Trial { at: mono(MONO), refused }));
+    assert_eq!(memory.backoff.trial, Some(Trial { at: mono(MONO), refused: refused.clone(), refusals: 1 }));
+    let once_more = |outcome| {
+        let mut given = full(None);
+        given.backoff.trial = Some(Trial { at: mono(1), refused: refused.clone(), refusals: 4 });
+        learnt(given, &Step::TryCreate { secret: spec() }, &Outcome::Tried(outcome)).backoff.trial.unwrap().refusals
+    };
+    assert_eq!((once_more(refused.clone()), once_more(None)), (5, 0));
     let tokens = || Tokens { source: side("s"), destination: side("d") };
     let write = || Step::WriteSecret { secret: spec(), tunnel: TunnelId("t".into()), tokens: tokens(), generation: 4 };
     let written = |outcome| learnt(full(answer(AnswerOf::Rotate(4))), &write(), &outcome).answer.unwrap().written;
