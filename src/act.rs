@@ -14,10 +14,12 @@ use crate::record::Change;
 use crate::status;
 use crate::step::{Identity, Lane, Need, Outcome, Step, Wait};
 use crate::surplus::Surplus;
+use crate::traces;
 use crate::tunnels::{Attempt, CallError, CallErrorKind, Tags, TunnelRef};
 use crate::watch::stored;
 use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use opentelemetry::trace::SpanKind;
 use opentunnel_api::{ClientMode, FINALIZER, GENERATION_TAG, MANAGER, OPENING_ANNOTATION, OWNER_TAG, Tunnel};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -188,6 +190,7 @@ impl Act<'_> {
     /// Waits until the call may leave: as long as what it was claimed with is fresh, and this process leads.
     async fn departs(&self, pacer: &Pacer) -> bool {
         let (ctx, key) = (self.ctx, &self.object.key);
+        let _waits = traces::sent("wait for its departure", SpanKind::Internal);
         let fresh = self.read_at.map_or(Duration::ZERO, |at| (at + CLAIM_LIMIT).0.saturating_sub(ctx.clock.mono().0));
         pacer.depart(key, Some(Instant::now() + fresh), || self.leads()).await
     }

@@ -10,6 +10,7 @@ mod credentials;
 
 use crate::metrics::Metrics;
 use crate::telemetry::Readiness;
+use crate::traces;
 use crate::tunnels::{
     CallError, CallErrorKind, Description, DestinationConfig, Details, InAccount, Life, OpenRequest, Operation, Owner,
     Page, Summary, Tags, Tokens, TunnelId, TunnelRef, owner_of, sides,
@@ -20,6 +21,8 @@ use aws_sdk_iotsecuretunneling::config::http::HttpResponse;
 use aws_sdk_iotsecuretunneling::config::retry::RetryConfig;
 use aws_sdk_iotsecuretunneling::config::timeout::TimeoutConfig;
 use aws_sdk_iotsecuretunneling::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_iotsecuretunneling::operation::RequestId;
+pub use connections::Connector;
 use credentials::{Keeper, Lack};
 use jiff::Timestamp;
 use opentunnel_api::{ClientMode, Connection, ConnectionStatus, GENERATION_TAG, OWNER_TAG, TunnelState};
@@ -111,13 +114,26 @@ impl Aws {
         read: impl FnOnce(A) -> Option<T>,
     ) -> Result<T, CallError>
     where
+        A: RequestId,
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let begun = Instant::now();
+        let mut span = traces::call(operation, &self.region);
         let outcome = match sent.await {
-            Ok(answer) => read(answer).ok_or_else(|| unreadable(operation)),
-            Err(error) => Err(classify(error)),
+            Ok(answer) => {
+                span.request_id(answer.request_id());
+                read(answer).ok_or_else(|| unreadable(operation))
+            }
+            Err(error) => {
+                span.request_id(error.request_id());
+                let (code, status) =
+                    (error.code().map(str::to_owned), error.raw_response().map(|r| r.status().as_u16()));
+                let error = classify(error);
+                span.failed(code.as_deref(), status, error.kind);
+                Err(error)
+            }
         };
+        drop(span);
         self.metrics.called(operation, begun.elapsed(), &outcome);
         outcome
     }

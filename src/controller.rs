@@ -14,12 +14,14 @@ use crate::metrics::ReconcileError;
 use crate::observe::{Secrets, observe};
 use crate::read::{Key, Object, read};
 use crate::step::{Outcome, Step, Wait};
+use crate::traces::{self, Opening};
 use futures::FutureExt;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use opentunnel_api::Tunnel;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,7 @@ async fn reconcile(tunnel: Arc<Tunnel>, ctx: Arc<Context>) -> Result<Action, Err
     let outcome = steps(object, &ctx, &mut kept).await;
     kept.trouble = outcome.as_ref().err().map(ToString::to_string);
     if outcome.is_err() {
+        kept.opening.iter_mut().for_each(|opening| opening.backs_off());
         ctx.account.pacers.give_back(&key, None);
     }
     if let Some(memory) = ctx.memories.put_back(&key, kept, outcome.is_err()) {
@@ -57,13 +60,18 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
             sight.view.read_at = None;
         }
         kept.memory.see(&sight.view, standing, ctx.clock.now());
+        traces::follow(&mut kept.opening, &kept.memory, &sight.view, standing, ctx.clock);
         // A replica that does not lead reads no Secrets for what it will not do anyhow.
         if standing == Standing::Finishes && !kept.memory.is_in_hand(&sight.view.object) {
             act(ctx, &Step::Wait(Wait::default()), &sight.view, None).await;
             return Ok(Action::await_change());
         }
         let trouble = kept.trouble.as_deref();
-        let facts = observe(ctx, &sight.view, &kept.memory, trouble, sight.needs_secrets, &mut sight.secrets).await?;
+        let facts = Opening::around(
+            kept.opening.as_deref(),
+            pin!(observe(ctx, &sight.view, &kept.memory, trouble, sight.needs_secrets, &mut sight.secrets)),
+        )
+        .await?;
         // The lead may have passed on, or something been wiped, while this was found out.
         wiped = ctx.memories.take_wiped(&key);
         forget_written(kept, wiped);
@@ -78,7 +86,17 @@ async fn steps(watched: Object, ctx: &Context, kept: &mut Kept) -> Result<Action
         }
         tracing::debug!(?step);
         let began = ctx.clock.mono();
-        let outcome = act(ctx, &step, &sight.view, sight.secrets.as_ref()).await;
+        if let Some(opening) = &mut kept.opening {
+            match &step {
+                Step::Wait(wait) => opening.waits(wait, &kept.memory, facts.gate.as_ref()),
+                _ => opening.goes_on(),
+            }
+        }
+        let opening = kept.opening.as_deref();
+        let outcome = Opening::around(opening, pin!(act(ctx, &step, &sight.view, sight.secrets.as_ref()))).await;
+        if let Outcome::Written(object) = &outcome {
+            traces::written(&mut kept.opening, &kept.memory, object);
+        }
         kept.memory.learn(&step, &outcome, &sight.view.object, &ctx.limits, ctx.clock.now());
         if let Some(notice) = event::after(&step, &outcome, &sight.view.object) {
             ctx.kubernetes.publish(reference(&key.namespace, Some(&key.name), &key.uid), notice).await;

@@ -3,6 +3,7 @@
 use crate::error::{API_TIMEOUT, Error};
 use crate::event::Notice;
 use crate::read::Key;
+use crate::traces;
 use crate::watch::stored::{self, Unreadable};
 use hyper_util::client::proxy::matcher::Matcher;
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{ApiResource, DynamicObject, PostParams};
 use kube::config::InferConfigError;
 use kube::{Api, Client, Config, Resource};
+use opentelemetry::trace::SpanKind;
 use opentunnel_api::{MANAGER, Tunnel};
 use std::future::Future;
 use std::sync::Arc;
@@ -54,10 +56,15 @@ impl Kubernetes {
         what: &'static str,
         request: impl FnOnce() -> F,
     ) -> Result<T, Error> {
+        let mut span = traces::sent(what, SpanKind::Client);
         // Nobody closes the semaphore: an error is as good as a permit.
         let _permit = self.in_flight.acquire().await;
-        let answer = tokio::time::timeout(API_TIMEOUT, Box::pin(request())).await.map_err(|_| Error::Timeout(what))?;
-        answer.map_err(|source| Error::Api { what, source })
+        let answer = match tokio::time::timeout(API_TIMEOUT, Box::pin(request())).await {
+            Ok(answer) => answer.map_err(|source| Error::Api { what, source }),
+            Err(_) => Err(Error::Timeout(what)),
+        };
+        span.answered(answer.as_ref().err());
+        answer
     }
 
     /// The Tunnel as it is now, uncached, be it one that can be read or not. `None`: it is gone (another one of its

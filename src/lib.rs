@@ -10,7 +10,7 @@
 //! has ([`poller`]) and what no Tunnel owns ([`orphans`], [`surplus`]). [`leader`] says which of several replicas works.
 //!
 //! The process: [`config`] has the flags, [`runtime`] wires, starts and stops. [`telemetry`] is what people and probes
-//! see, [`metrics`] what Prometheus does; [`kubernetes`] is the way to the API server, [`crd`] whether it knows Tunnels.
+//! see, [`metrics`] what Prometheus does, [`traces`] what a collector of traces does; [`kubernetes`] is the way to the API server, [`crd`] whether it knows Tunnels.
 
 pub mod account;
 pub mod act;
@@ -40,6 +40,7 @@ pub mod status;
 pub mod step;
 pub mod surplus;
 pub mod telemetry;
+pub mod traces;
 pub mod tunnels;
 pub mod watch;
 pub mod whose;

@@ -10,7 +10,7 @@ use crate::read::Key;
 use crate::surplus::Surplus;
 use crate::telemetry::Readiness;
 use crate::watch::{self, Watch};
-use crate::{surplus, telemetry};
+use crate::{surplus, telemetry, traces};
 use futures::future::{FutureExt, join_all};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -35,6 +35,7 @@ const BUG: &str = "a part of the operator ended by itself, which is a bug: pleas
 pub async fn run(flags: Run) -> Result<(), String> {
     flags.check()?;
     telemetry::start_log(flags.log_format, &flags.log_filter)?;
+    traces::start();
     let stopped = asked_to_stop()?;
     let readiness = Arc::new(Readiness::default());
     let metrics = Arc::new(Metrics::new());
@@ -61,6 +62,7 @@ pub async fn run(flags: Run) -> Result<(), String> {
         _ = &mut candidacy.election => return Err(BUG.into()),
     }
     parts.stop(candidacy, flags.aws_timeout).await;
+    traces::stop().await;
     probes.abort();
     Ok(())
 }
@@ -177,6 +179,7 @@ impl Parts {
         if !finished {
             finishing.await;
         }
+        self.ctx.memories.stop_traces();
         // Surplus tunnels are closed yet, as far as that can be done in the time of one call.
         drop(self.finish_closing);
         let _ = tokio::time::timeout(aws_timeout, self.closer).await;

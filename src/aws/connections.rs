@@ -1,10 +1,15 @@
-//! The HTTP connections to AWS, and how long an idle one is kept.
+//! The HTTP connections: to AWS, and how long an idle one is kept; and, by the same client, to a collector of traces.
 
 use aws_sdk_iotsecuretunneling::config::SharedHttpClient;
+use aws_sdk_iotsecuretunneling::config::http::HttpRequest;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_http_client::{Builder, Connector as SdkConnector};
+use aws_smithy_runtime_api::client::http::{HttpConnector, SharedHttpConnector};
+use axum::body::Bytes;
+use axum::http::Request;
+use std::future::Future;
 use std::time::Duration;
 
 /// A connection that was idle for longer is not used again. A NAT or a firewall drops an idle connection without a
@@ -16,11 +21,37 @@ const IDLE: Duration = Duration::from_secs(30);
 pub fn http_client() -> SharedHttpClient {
     let proxies = ProxyConfig::from_env();
     Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder().proxy_config(proxies.clone()).pool_idle_timeout(IDLE);
+        let mut connector = SdkConnector::builder().proxy_config(proxies.clone()).pool_idle_timeout(IDLE);
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
         connector.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build()
     })
+}
+
+/// Sends to others than AWS, by `http` or `https`.
+#[derive(Clone, Debug)]
+pub struct Connector(SharedHttpConnector);
+
+impl Connector {
+    /// With the environment's proxies, as for AWS.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let connector = SdkConnector::builder().proxy_config(ProxyConfig::from_env()).pool_idle_timeout(IDLE);
+        Self(SharedHttpConnector::new(connector.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build()))
+    }
+
+    /// Sends a request; returns the status of the answer, whose body nobody reads.
+    ///
+    /// # Errors
+    /// There is none: why, for people.
+    pub fn send(&self, request: Request<Bytes>) -> impl Future<Output = Result<u16, String>> + Send + use<> {
+        let connector = self.0.clone();
+        async move {
+            let request = HttpRequest::try_from(request.map(Into::into)).map_err(|e| super::chain(&e))?;
+            let answer = connector.call(request).await.map_err(|e| super::clean(&super::chain(&e)))?;
+            Ok(answer.status().as_u16())
+        }
+    }
 }
 
 #[cfg(test)]

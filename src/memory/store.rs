@@ -3,6 +3,7 @@
 use super::Memory;
 use crate::clock::Mono;
 use crate::read::{Key, Object};
+use crate::traces::Opening;
 use crate::tunnels::TunnelId;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,12 +31,14 @@ pub struct Kept {
     pub written: Option<Box<Object>>,
     /// What the last reconcile failed with, if it failed.
     pub trouble: Option<String>,
+    /// The trace of its opening, while one is under way.
+    pub opening: Option<Box<Opening>>,
 }
 
 impl Kept {
     /// Of a Tunnel that is seen for the first time.
     pub fn new(saw_creation: bool, now: Mono) -> Self {
-        Self { memory: Memory::new(saw_creation, now), written: None, trouble: None }
+        Self { memory: Memory::new(saw_creation, now), written: None, trouble: None, opening: None }
     }
 }
 
@@ -105,6 +108,14 @@ impl Memories {
     /// It is gone. `None`: a reconcile has its memory still.
     pub fn remove(&self, key: &Key) -> Option<Memory> {
         self.lock().remove(key)?.kept.map(|kept| kept.memory)
+    }
+
+    /// Ends the traces of openings that are under way: the process ends.
+    pub fn stop_traces(&self) {
+        let mut memories = self.lock();
+        for kept in memories.values_mut().filter_map(|entry| entry.kept.as_mut()) {
+            kept.opening.take().into_iter().for_each(|opening| opening.stop(&kept.memory));
+        }
     }
 
     /// The tunnels whose owner is known, because this process has opened them or has read their owner tag. (Not those of

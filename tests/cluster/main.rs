@@ -32,4 +32,5 @@ mod soak;
 mod stale;
 mod startup;
 mod support;
+mod tracing;
 mod unreadable;
