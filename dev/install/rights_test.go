@@ -63,6 +63,37 @@ func TestEachWayGivesTheRightsThatItSaysAndNoOthers(t *testing.T) {
 	}
 }
 
+// docs/install.md, "For single namespaces": which rights a team needs to install the operator there.
+func TestATeamInstallsItWithAllRightsInItsNamespacesOrOnTopOfWhatAnAdministratorHasApplied(t *testing.T) {
+	const team = "--as=team"
+	bind := func(space, role string) {
+		namespace(t, space)
+		kubectl(t, "create", "rolebinding", "team", "--clusterrole="+role, "--user=team", "-n", space).must(t)
+	}
+	installed := func(space string) bool { return live(t, "rolebinding", name+"-watched", space) != nil }
+
+	// Kubernetes' role admin has no rights on tunnels/status, and nobody grants what he has not.
+	bind("admins", "admin")
+	dir := own(t, "admins", "deploy/namespaced")
+	refused := kubectl(t, "apply", "-k", dir, team)
+	if refused.ok || !strings.Contains(refused.err, "attempting to grant RBAC permissions not currently held") ||
+		!strings.Contains(refused.err, "tunnels/status") {
+		t.Errorf("it is not refused for the rights that the team lacks: %s%s", refused.out, refused.err)
+	}
+	kubectl(t, "apply", "-k", watchedNamespace(t, "admins", "admins")).must(t)
+	kubectl(t, "apply", "-k", dir, team).must(t)
+
+	bind("owners", "cluster-admin")
+	kubectl(t, "apply", "-k", own(t, "owners", "deploy/namespaced"), team).must(t)
+	bind("owners-edge", "cluster-admin")
+	kubectl(t, "apply", "-k", watchedNamespace(t, "owners-edge", "owners"), team).must(t)
+	for _, space := range []string{"admins", "owners", "owners-edge"} {
+		if !installed(space) {
+			t.Errorf("the operator has no rights in %s", space)
+		}
+	}
+}
+
 func byKustomize(dir func(*testing.T) string) func(*testing.T) func() {
 	return func(t *testing.T) func() {
 		dir := dir(t)

@@ -282,6 +282,42 @@ async fn a_deletion_an_end_and_a_lost_secret_cost_what_they_must() {
 }
 
 #[tokio::test]
+async fn a_crash_after_the_call_opens_no_second_tunnel_and_costs_an_adoption_and_a_rotation() {
+    let two = "{apiVersion: opentunnel.dev/v1alpha1, kind: Tunnel, metadata: {name: plain}, spec: {secrets: [
+        {name: a, clientMode: SOURCE}, {name: b, clientMode: DESTINATION}]}}";
+    for (manifest, secrets) in [(PLAIN, 1), (two, 2)] {
+        let world = World::new().await;
+        world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::HangAfter)]);
+        let slow = world.settings().flag("--aws-timeout", "20s").flag("--recovery-grace", "26s");
+        let first = world.operator_with(&slow).await;
+        world.apply(manifest).await;
+        let opened =
+            world.aws.wait_calls(|calls| calls.iter().any(|c| c.operation == "OpenTunnel" && c.outcome.is_some()));
+        timeout(LIMIT, opened).await.expect("AWS has opened it");
+        first.kill();
+        let identity = world.identity().await;
+        let before = world.aws.calls().len();
+        // No round but for the search.
+        let quiet = world.settings().with_identity(&identity).flag("--poll-interval", "1h");
+        let _second = world.operator_with(&quiet).await;
+        world.wait_ready("plain").await;
+        world.wait_event("plain", "Normal TokensRotated").await;
+        let mut wanted = vec!["patch tunnels/status", "create events"];
+        wanted.extend(vec!["create secrets"; secrets]);
+        wanted.extend(["patch tunnels/status", "create events"]);
+        let mut written = writes(&world, &identity).await;
+        // The Event of the adoption is sent beside what follows it.
+        wanted.sort_unstable();
+        written.sort_unstable();
+        assert_eq!(written, wanted);
+        let calls: Vec<_> = world.aws.calls()[before..].iter().map(|call| call.operation.clone()).collect();
+        assert_eq!(calls, ["ListTunnels", "DescribeTunnel", "TagResource", "RotateTunnelAccessToken"]);
+        assert_eq!(world.calls_of("OpenTunnel"), 1);
+        println!("a crash after OpenTunnel, with {secrets} Secrets: {} writes, 4 calls", wanted.len());
+    }
+}
+
+#[tokio::test]
 async fn a_secret_more_and_one_of_two_that_is_lost_cost_what_they_must() {
     let world = World::new().await;
     let identity = world.identity().await;

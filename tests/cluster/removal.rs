@@ -223,6 +223,28 @@ async fn with_its_namespace_gone_first_tunnels_are_finished_when_it_is_installed
 }
 
 #[tokio::test]
+async fn with_its_namespace_and_the_tunnels_in_it_gone_first_an_operator_elsewhere_finishes_them() {
+    let cluster = Cluster::take().await;
+    // It watches the one namespace that its Tunnel is in, as deploy/namespaced does. It may not be quick enough.
+    cluster.with_a_tunnel().await.kill();
+    cluster.must(&["delete", "namespace", &cluster.world.name, "--wait=false"]).await;
+    let terminating = async || cluster.world.tunnel("plain").await.metadata.deletion_timestamp.is_some();
+    cluster.until("the namespace takes its Tunnels with it", terminating).await;
+    // So the operator cannot be installed there again.
+    let said = cluster.kubectl(&["create", "serviceaccount", "opentunnel-operator"]).await;
+    assert!(!said.ok && said.err.contains("because it is being terminated"), "{}", said.err);
+
+    // The one of deploy/ serves all namespaces, and has the cluster's default ID.
+    let _operator = cluster.world.operator_with(&cluster.world.settings().without_flag("--watch-namespace")).await;
+    let gone = async || {
+        let namespaces = Api::<Namespace>::all(cluster.world.client.clone());
+        namespaces.get_opt(&cluster.world.name).await.is_ok_and(|found| found.is_none())
+    };
+    cluster.until("the namespace is gone", gone).await;
+    cluster.assert_finished().await;
+}
+
+#[tokio::test]
 async fn with_the_crd_gone_first_and_no_operator_one_that_runs_again_finishes_the_crd() {
     let cluster = Cluster::take().await;
     cluster.with_a_tunnel().await.kill();
