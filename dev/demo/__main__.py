@@ -53,7 +53,8 @@ def start(processes):
     step(f"AWS IoT Secure Tunneling, emulated: AWS's quotas, and at most {MAX_OPEN_TUNNELS} open tunnels")
     log = directory / "emulator.log"
     flags = ["--listen=127.0.0.1:0", "--data-listen=127.0.0.1:0", "--data-tls=self-signed"]
-    processes.start("the emulator", [programs / "secure-tunneling-emulator", *flags], log)
+    # It is killed in the end: the file of its certificate has to go with the directory.
+    processes.start("the emulator", [programs / "secure-tunneling-emulator", *flags], log, TMPDIR=str(directory))
     lines = re.compile(r"listening on (\S+)\ndata plane on (\S+)\ndata plane's CA certificate in (.+)\n")
     said = processes.wait_until("the emulator listens", lambda: lines.search(log.read_text()))
     aws = Emulator(said[1])
@@ -74,7 +75,7 @@ def start(processes):
     said = processes.wait_until("the operator serves /readyz", lambda: re.search(r"address=([\d.:]+)\n", log.read_text()))
     processes.wait_until("the operator is ready", lambda: http_ok(f"http://{said[1]}/readyz"))
     say("    ready: its watches are synced")
-    return serving, kubectl, aws, ends, log
+    return serving, kubectl, aws, ends, log, f"http://{said[1]}/metrics"
 
 
 def service_account_kubeconfig(kubectl, directory):
@@ -198,7 +199,7 @@ def secret_data(kubectl, name):
     return kubectl.json("get", "secret", name, "-n", NAMESPACE)["data"]
 
 
-def keep(processes, serving, aws, operator_log):
+def keep(processes, serving, aws, ends, operator_log, metrics):
     """Says how to play with it, and waits."""
     aws("PUT", "quotas", AWS_QUOTAS)
     step("All goes on running, with no limit of open tunnels. Ctrl-C ends and removes it")
@@ -209,7 +210,13 @@ def keep(processes, serving, aws, operator_log):
     kubectl apply -f deploy/examples/sensor-42.yaml
     kubectl get tun -n {NAMESPACE} --watch
 
+  For a request of your own through a tunnel, as docs/demo.md shows it:
+
+    export PATH={ends.program.parent}:$PATH AWSIOT_TUNNEL_ENDPOINT={ends.endpoint}
+    export SSL_CERT_FILE={ends.environment['SSL_CERT_FILE']} EMULATOR={aws.endpoint}
+
   The operator's log:     {operator_log}
+  The operator's metrics: {metrics}
   The emulator's state:   {aws.endpoint}/_emulator/tunnels
   and how to break it:    crates/emulator/README.md
 """)
@@ -223,7 +230,7 @@ def main():
         sys.exit("dev/demo is run by `make demo`, which builds what it needs")
     begin, processes, serving, succeeded = time.monotonic(), Processes(), None, False
     try:
-        serving, kubectl, aws, ends, operator_log = start(processes)
+        serving, kubectl, aws, ends, operator_log, metrics = start(processes)
         try:
             demo(kubectl, aws, ends, operator_log)
         except Failed:
@@ -232,7 +239,7 @@ def main():
             raise
         succeeded = True
         if os.environ.get("KEEP"):
-            keep(processes, serving, aws, operator_log)
+            keep(processes, serving, aws, ends, operator_log, metrics)
     except KeyboardInterrupt:
         say("" if succeeded else "\ninterrupted")
     except BrokenPipeError:  # whoever read this has gone
