@@ -39,7 +39,7 @@ pub fn after(step: &Step, outcome: &Outcome, object: &Object) -> Option<Notice> 
         (Step::TellRival(rival), _) => {
             let thing = object.spec.request.destination.as_ref().and_then(|d| d.thing_name.as_deref());
             let words = format!(
-                "Tunnel {rival} has an open tunnel for thing {} already: AWS's device agents follow the newest, so the older one loses its device",
+                "Tunnel {rival} has an open tunnel for thing {} already: an agent that serves one tunnel follows the newest, so the older one may lose its device",
                 thing.unwrap_or_default()
             );
             notice(true, "ThingHasTunnel", words)

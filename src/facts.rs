@@ -82,7 +82,7 @@ pub struct Facts {
     pub trouble: Option<String>,
     /// The tags that its tunnel is to have: the spec's, and `--default-tag`.
     pub tags: Tags,
-    /// An older Tunnel that has an open tunnel for the same thing: AWS's agents follow the newest.
+    /// An older Tunnel that has an open tunnel for the same thing: an agent that serves one tunnel follows the newest.
     pub rival: Option<String>,
     /// The API server has taken a token Secret of this process in the Tunnel's namespace a short time ago.
     pub takes_secrets: bool,

@@ -234,7 +234,7 @@ async fn with_its_namespace_and_the_tunnels_in_it_gone_first_an_operator_elsewhe
     let said = cluster.kubectl(&["create", "serviceaccount", "opentunnel-operator"]).await;
     assert!(!said.ok && said.err.contains("because it is being terminated"), "{}", said.err);
 
-    // The one of deploy/ serves all namespaces, and has the cluster's default ID.
+    // That of deploy/base serves all namespaces, and has the cluster's default ID.
     let _operator = cluster.world.operator_with(&cluster.world.settings().without_flag("--watch-namespace")).await;
     let gone = async || {
         let namespaces = Api::<Namespace>::all(cluster.world.client.clone());

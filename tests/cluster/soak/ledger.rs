@@ -43,7 +43,7 @@ pub struct Life {
     /// Whether the source of a tunnel is connected, by the tunnel's ID.
     pub connected: BTreeMap<String, bool>,
     /// So often its metadata was replaced while nobody knew its tunnel yet. What somebody was just opening then
-    /// is known to nobody if the opener dies: docs/protocol.md, "What can leave a tunnel behind".
+    /// is known to nobody if the opener dies: docs/protocol.md, "Where the promise ends".
     pub replaced_opening: usize,
 }
 
