@@ -37,6 +37,10 @@ def http_ok(url):
         return False
 
 
+# Of the operator's log.
+SERVING = re.compile(r"address=([\d.:]+)\n")
+
+
 def start(processes):
     """Control plane, emulator, operator."""
     metadata = ["cargo", "metadata", "--format-version=1", "--no-deps"]
@@ -53,7 +57,7 @@ def start(processes):
     step(f"AWS IoT Secure Tunneling, emulated: AWS's quotas, and at most {MAX_OPEN_TUNNELS} open tunnels")
     log = directory / "emulator.log"
     flags = ["--listen=127.0.0.1:0", "--data-listen=127.0.0.1:0", "--data-tls=self-signed"]
-    processes.start("the emulator", [programs / "secure-tunneling-emulator", *flags], log)
+    processes.start("the emulator", [programs / "secure-tunneling-emulator", *flags], log, TMPDIR=str(directory))
     lines = re.compile(r"listening on (\S+)\ndata plane on (\S+)\ndata plane's CA certificate in (.+)\n")
     said = processes.wait_until("the emulator listens", lambda: lines.search(log.read_text()))
     aws = Emulator(said[1])
@@ -71,7 +75,7 @@ def start(processes):
         AWS_ENDPOINT_URL_IOTSECURETUNNELING=aws.endpoint,
         AWS_REGION="us-east-1", AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_EC2_METADATA_DISABLED="true",
         AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
-    said = processes.wait_until("the operator serves /readyz", lambda: re.search(r"address=([\d.:]+)\n", log.read_text()))
+    said = processes.wait_until("the operator serves /readyz", lambda: SERVING.search(log.read_text()))
     processes.wait_until("the operator is ready", lambda: http_ok(f"http://{said[1]}/readyz"))
     say("    ready: its watches are synced")
     return serving, kubectl, aws, ends, log
@@ -198,9 +202,10 @@ def secret_data(kubectl, name):
     return kubectl.json("get", "secret", name, "-n", NAMESPACE)["data"]
 
 
-def keep(processes, serving, aws, operator_log):
+def keep(processes, serving, aws, ends, operator_log):
     """Says how to play with it, and waits."""
     aws("PUT", "quotas", AWS_QUOTAS)
+    probes = SERVING.search(operator_log.read_text())[1]
     step("All goes on running, with no limit of open tunnels. Ctrl-C ends and removes it")
     say(f"""
   In another terminal:
@@ -210,8 +215,11 @@ def keep(processes, serving, aws, operator_log):
     kubectl get tun -n {NAMESPACE} --watch
 
   The operator's log:     {operator_log}
+  Its metrics:            http://{probes}/metrics
   The emulator's state:   {aws.endpoint}/_emulator/tunnels
   and how to break it:    crates/emulator/README.md
+  For a proxy of yours:   export SSL_CERT_FILE={ends.environment['SSL_CERT_FILE']}
+                          opentunnel-proxy -e {ends.endpoint} ... (docs/demo.md#a-request-of-your-own)
 """)
     while True:
         processes.must_run()
@@ -232,7 +240,7 @@ def main():
             raise
         succeeded = True
         if os.environ.get("KEEP"):
-            keep(processes, serving, aws, operator_log)
+            keep(processes, serving, aws, ends, operator_log)
     except KeyboardInterrupt:
         say("" if succeeded else "\ninterrupted")
     except BrokenPipeError:  # whoever read this has gone

@@ -59,6 +59,27 @@ async fn an_opening_costs_two_writes_one_for_each_secret_one_event_and_one_call(
 }
 
 #[tokio::test]
+async fn a_crash_in_an_opening_costs_one_write_and_one_event_more_and_no_second_tunnel() {
+    let world = World::new().await;
+    let identity = world.identity().await;
+    let settings = world.settings().with_identity(&identity);
+    let operator = world.operator_with(&settings).await;
+    world.aws.set_faults([Fault::new(Operation::OpenTunnel, FaultKind::HangAfter)]);
+    world.apply(PLAIN).await;
+    let opened = |calls: &[Call]| calls.iter().any(|c| c.operation == "OpenTunnel");
+    timeout(LIMIT, world.aws.wait_calls(opened)).await.expect("a tunnel is opened");
+    operator.kill();
+    let _operator = world.operator_with(&settings).await;
+    world.wait_ready("plain").await;
+    world.wait_event("plain", "Normal TokensRotated").await;
+    // After the dry run and the claim, the operator is dead. The next one adopts, and makes new tokens.
+    let event = "create events";
+    let adopted = ["patch tunnels/status", event, "create secrets", "patch tunnels/status", event];
+    assert_eq!(writes(&world, &identity).await, [&["create secrets", "patch tunnels"][..], &adopted].concat());
+    assert_eq!(calls(&world), ["OpenTunnel", "TagResource", "RotateTunnelAccessToken"]);
+}
+
+#[tokio::test]
 async fn at_rest_a_minute_costs_no_write_and_no_call_but_the_poll() {
     let world = World::new().await;
     let identity = world.identity().await;
