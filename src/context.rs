@@ -47,7 +47,7 @@ impl TakesSecrets {
     }
 
     /// When it has taken one last.
-    pub fn taken(&self, namespace: &str) -> Option<Mono> {
+    fn taken(&self, namespace: &str) -> Option<Mono> {
         self.lock().get(namespace)?.taken
     }
 

@@ -44,9 +44,10 @@ impl Act<'_> {
     /// namespace: of those that come at once, the first asks, and if it is refused, each of the others for itself.
     pub(super) async fn try_create(&self, wanted: &SecretSpec) -> Result<Outcome, Error> {
         let (takes, namespace) = (&self.ctx.takes_secrets, &self.object.key.namespace);
-        let (opening, began) = (!self.object.record.phase().is_open(), self.ctx.clock.mono());
+        let opening = !self.object.record.phase().is_open();
         let _first = if opening { takes.ask(namespace).await } else { None };
-        if opening && takes.taken(namespace) >= Some(began) {
+        // Another one's answer may also have come since this was decided.
+        if opening && takes.in_namespace(namespace, self.ctx.clock.mono()) {
             return Ok(Outcome::Tried(None));
         }
         let secret = prepared(self.object, wanted, Secret::default());
