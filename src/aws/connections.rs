@@ -34,8 +34,7 @@ pub struct Connector(SharedHttpConnector);
 
 impl Connector {
     /// With the environment's proxies, as for AWS.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
+    pub fn from_env() -> Self {
         let connector = SdkConnector::builder().proxy_config(ProxyConfig::from_env()).pool_idle_timeout(IDLE);
         Self(SharedHttpConnector::new(connector.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build()))
     }

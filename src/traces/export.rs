@@ -33,7 +33,7 @@ pub(super) fn provider() -> Option<SdkTracerProvider> {
         return None;
     }
     let collector =
-        Collector { connector: Connector::new(), runtime: Handle::current(), fails: AtomicBool::new(false) };
+        Collector { connector: Connector::from_env(), runtime: Handle::current(), fails: AtomicBool::new(false) };
     let exporter = match SpanExporter::builder().with_http().with_http_client(collector).build() {
         Ok(exporter) => exporter,
         Err(error) => {
